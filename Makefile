@@ -1,0 +1,75 @@
+# make demo: see it work. make test: everything CI checks. The parts: make check,
+# make molecule SCENARIO=name. Everything is installed into .venv and .cache, except
+# the Debian packages that run the test hosts.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+export ZEG_CACHE := $(CURDIR)/.cache
+export CONTAINERS_CONF = $(shell test -s .cache/containers.conf && echo $(CURDIR)/.cache/containers.conf)
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
+PACKAGES := podman runc conmon netavark aardvark-dns iptables mmdebstrap uidmap openssh-client python3-venv
+PYTHON ?= python3
+SCENARIOS := $(patsubst molecule/%/molecule.yml,%,$(wildcard molecule/*/molecule.yml))
+
+.PHONY: help demo demo-down test check molecule packages clean
+
+help:
+	@echo "make demo       a throw-away Zulip host; one mail, sent to its port 25, into a channel"
+	@echo "make demo-down  removes it"
+	@echo "make check      lint and unit tests"
+	@echo "make molecule SCENARIO=name   one of: $(SCENARIOS)"
+	@echo "make test       check and all scenarios"
+	@echo "make clean      removes .venv, .cache and the images"
+
+.cache:
+	@mkdir -p .cache
+
+# The environment: what runs the playbooks and the tests.
+.cache/venv: requirements.txt | .cache
+	@echo "Making the project's own environment in .venv (once; about a minute) ..."
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or later is needed; set PYTHON=python3.11"; exit 1; }
+	@rm -rf .venv && $(PYTHON) -m venv .venv && .venv/bin/pip install --quiet --disable-pip-version-check -r requirements.txt 2>&1 | { grep -v 'is ignored: it is neither' || true; }
+	@test -x .venv/bin/molecule && touch $@
+
+# The Debian packages that run the test hosts.
+packages: | .cache
+	@missing=$$(dpkg-query --show --showformat='$${db:Status-Status} $${Package}\n' $(PACKAGES) 2>/dev/null | sed -n 's/^installed //p' | sort | comm -13 - <(printf '%s\n' $(PACKAGES) | sort)); \
+	test "$$(id -u)" = 0 || { echo "The test hosts are podman containers that need root. Run: sudo make $(firstword $(MAKECMDGOALS))"; exit 1; }; \
+	test -z "$$missing" || { \
+	  echo "Installing" $$missing "(they run the test hosts) ..."; \
+	  { apt-get update --quiet && DEBIAN_FRONTEND=noninteractive apt-get install --yes --quiet --no-install-recommends $$missing; } > .cache/packages.log 2>&1 \
+	  || { tail -n 20 .cache/packages.log; exit 1; }; }
+
+.PHONY: image-bookworm image-trixie
+image-bookworm image-trixie: image-%: packages
+	@$(PYTHON) molecule/shared/testhosts.py image $*
+
+demo: packages
+	@$(MAKE) --no-print-directory -j2 .cache/venv image-bookworm
+	@$(PYTHON) molecule/shared/demo.py
+
+demo-down:
+	@$(PYTHON) molecule/shared/testhosts.py down zeg-demo
+
+check: .cache/venv
+	@yamllint --strict .
+	@ansible-lint --offline --profile production --strict -q
+	@ruff check . && ruff format --check .
+	@mypy
+	@pytest -q -n 2 tests
+
+molecule: packages
+	@test -n "$(SCENARIO)" || { echo "Which one? make molecule SCENARIO=name, one of: $(SCENARIOS)"; exit 1; }
+	@$(MAKE) --no-print-directory -j2 .cache/venv image-bookworm
+	@$(MAKE) --no-print-directory image-trixie
+	@molecule test --scenario-name $(SCENARIO)
+
+test: packages
+	@$(MAKE) --no-print-directory -j2 .cache/venv image-bookworm
+	@$(MAKE) --no-print-directory image-trixie
+	@tests/run $(SCENARIOS)
+
+clean: demo-down
+	@podman images --format '{{.Repository}}:{{.Tag}}' | { grep '^localhost/zeg-' || true; } | xargs -r podman rmi --force
+	@rm -rf .venv .cache

@@ -1,0 +1,80 @@
+"""The grammar of Zulip's email addresses (zerver/lib/email_mirror_helpers.py).
+
+Channel: ``[slug.]token[.option...]``, with ``+`` for ``.`` anywhere; the token is
+32 hex digits. Reply to a notification: ``mm`` and 32 hex digits, nothing else.
+Zulip compares case-sensitively, so everything is folded to lower case here.
+The same grammar stands as a map for Postfix in the role postfix_localmail; a
+test holds the two together.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+_TOKEN = "[0-9a-f]{32}"
+_REPLY = re.compile(rf"mm{_TOKEN}")
+_CHANNEL = re.compile(rf"([\w-]+[.+])?{_TOKEN}([.+][a-z0-9-]+)*", re.ASCII)
+_SECRET = re.compile(r"(mm)?([0-9a-f]{4})[0-9a-f]{28}", re.IGNORECASE)
+
+
+class NotAGatewayAddress(ValueError):
+    """The address can not be one of Zulip's, whatever Zulip's state."""
+
+
+class OtherPattern(ValueError):
+    """Postfix takes mail for another domain or prefix than gateway.conf knows."""
+
+
+class Pattern(NamedTuple):
+    """``EMAIL_GATEWAY_PATTERN`` taken apart: ``prefix%s@domain``, lower case."""
+
+    prefix: str
+    domain: str
+
+    @classmethod
+    def parse(cls, text: str) -> Pattern:
+        """Parse Zulip's setting; ValueError says what to write instead."""
+        match = re.fullmatch(r"([\w.+-]*)%s@([a-z0-9-]+(?:\.[a-z0-9-]+)*)", text, re.ASCII)
+        if match is None or text != text.lower():
+            raise ValueError(
+                f"{text!r} is no EMAIL_GATEWAY_PATTERN; write it in lower case as "
+                "'%s@emaildomain.example.com' or 'user+%s@emaildomain.example.com'"
+            )
+        return cls(match[1], match[2])
+
+    def address(self, local: str) -> str:
+        """The address with `local` in the place of ``%s``."""
+        return f"{self.prefix}{local}@{self.domain}"
+
+
+class Address(NamedTuple):
+    """An address that Zulip may know: folded, and whether it is a reply."""
+
+    text: str
+    is_reply: bool
+
+
+def parse(recipient: str, pattern: Pattern) -> Address:
+    """Fold `recipient` and check it against the grammar.
+
+    Raises NotAGatewayAddress with a sentence for the sender, OtherPattern with one
+    for the operator.
+    """
+    folded = recipient.strip().lower()
+    local, _, domain = folded.rpartition("@")
+    if domain != pattern.domain:
+        raise OtherPattern(f"mail for {domain}, but the mail domain in gateway.conf is {pattern.domain}")
+    if not local.startswith(pattern.prefix):
+        raise OtherPattern(f"mail for {redact(folded)}, but addresses begin with {pattern.prefix} in gateway.conf")
+    local = local.removeprefix(pattern.prefix)
+    if _REPLY.fullmatch(local):
+        return Address(folded, is_reply=True)
+    if _CHANNEL.fullmatch(local):
+        return Address(folded, is_reply=False)
+    raise NotAGatewayAddress("the address is neither a channel's nor a reply address of this Zulip server")
+
+
+def redact(text: str) -> str:
+    """Shorten every token in `text`: whoever has the address may post."""
+    return _SECRET.sub(lambda match: (match[1] or "") + match[2] + "...", text)

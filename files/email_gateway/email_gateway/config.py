@@ -1,0 +1,161 @@
+"""gateway.conf and the credential file, both written by Ansible.
+
+A fault here is never a verdict on a mail: it is raised as Trouble, which defers
+the mail and names the file, what was found and what to do.
+"""
+
+from __future__ import annotations
+
+import configparser
+import json
+import re
+import urllib.parse
+from pathlib import Path
+from typing import NamedTuple
+
+from .addresses import Pattern
+from .verdict import Trouble
+
+CONFIG = Path("/etc/zulip-email-gateway/gateway.conf")
+_MEND = "run playbooks/site.yml to write it anew"
+
+
+class Window(NamedTuple):
+    """At most `limit` mails in any `seconds` seconds."""
+
+    limit: int
+    seconds: float
+
+
+class Imap(NamedTuple):
+    """The inbox. tls: "implicit" or "starttls"; token_endpoint: empty without OAuth 2."""
+
+    server: str
+    port: int
+    tls: str
+    folder: str
+    login: str
+    token_endpoint: str
+    scope: str
+    secret: Path | dict[str, str]
+
+    def secrets(self) -> dict[str, str]:
+        """What the inbox is opened with: password, or client_id, client_secret and refresh_token.
+
+        From the file only the gateway's user reads, where they were not given.
+        """
+        if isinstance(self.secret, dict):
+            return self.secret
+        try:
+            found = json.loads(self.secret.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise Trouble("4.3.5", "credential", f"cannot read {self.secret}: {_why(error)}; {_MEND}") from error
+        return dict(found)
+
+
+class Config(NamedTuple):
+    """Everything the program is told; times in seconds, sizes in bytes."""
+
+    pattern: Pattern
+    state_dir: Path
+    credential: Path
+    url: str
+    timeout: float
+    queue_stats: Path
+    queue_errors: Path
+    windows: tuple[Window, ...]
+    hosts: int
+    slack: float
+    max_wait: float
+    quarantine_bytes: int
+    quarantine_days: float
+    imap: Imap | None = None
+
+    @property
+    def worker_counts(self) -> bool:
+        """True where Zulip's worker counts mail (up to 10), False where its SMTP server does."""
+        return not self.url.startswith("smtp:")
+
+    def secret(self) -> str:
+        """Zulip's shared secret, from the file only the gateway's user reads."""
+        try:
+            secret = self.credential.read_text(encoding="ascii").strip()
+        except (OSError, UnicodeError) as error:
+            raise Trouble("4.3.5", "credential", f"cannot read {self.credential}: {_why(error)}; {_MEND}") from error
+        if not secret:
+            raise Trouble("4.3.5", "credential", f"{self.credential} is empty; {_MEND}")
+        return secret
+
+
+def load(path: Path = CONFIG) -> Config:
+    """Read gateway.conf; raises Trouble with file, finding and remedy."""
+    parser = configparser.ConfigParser(interpolation=None)
+    try:
+        parser.read_string(path.read_text(encoding="utf-8"), source=str(path))
+        zulip, pace, quarantine = parser["zulip"], parser["rate_limit"], parser["quarantine"]
+        return Config(
+            pattern=Pattern.parse(parser["gateway"]["pattern"]),
+            state_dir=Path(parser["gateway"]["state_dir"]),
+            credential=Path(zulip["credential"]),
+            url=_url(zulip["url"]),
+            timeout=_positive(zulip["timeout"]),
+            queue_stats=Path(zulip["queue_stats"]),
+            queue_errors=Path(zulip["queue_errors"]),
+            windows=_windows(pace["windows"], hosts := int(_positive(pace["hosts"]))),
+            hosts=hosts,
+            slack=_positive(pace["slack"]),
+            max_wait=_positive(pace["max_wait"]),
+            quarantine_bytes=int(_positive(quarantine["max_mib"]) * 2**20),
+            quarantine_days=_positive(quarantine["days"]),
+            imap=_imap(parser["imap"]) if "imap" in parser else None,
+        )
+    except KeyError as error:
+        raise Trouble("4.3.5", "configuration", f"{path} lacks {error.args[0]!r}; {_MEND}") from error
+    except (OSError, ValueError, configparser.Error) as error:
+        raise Trouble("4.3.5", "configuration", f"cannot use {path}: {_why(error)}; {_MEND}") from error
+
+
+def _imap(section: configparser.SectionProxy) -> Imap:
+    return Imap(
+        server=section["server"],
+        port=int(_positive(section["port"])),
+        tls=section["tls"],
+        folder=section["folder"],
+        login=section["login"],
+        token_endpoint=section["token_endpoint"],
+        scope=section["scope"],
+        secret=Path(section["secret"]),
+    )
+
+
+def _positive(text: str) -> float:
+    number = float(text)
+    if not 0 < number < float("inf"):
+        raise ValueError(f"{text!r} is no positive number")
+    return number
+
+
+def _url(text: str) -> str:
+    """Check ``https://127.0.0.1`` (Zulip 10 and earlier) or ``smtp://127.0.0.1:2525`` (later)."""
+    url = urllib.parse.urlsplit(text)
+    if url.scheme not in ("http", "https", "smtp") or not url.hostname or url.port == 0:
+        raise ValueError(f"url = {text!r}; write it as 'https://127.0.0.1' or 'smtp://HOST:PORT'")
+    return text
+
+
+def _windows(text: str, hosts: int) -> tuple[Window, ...]:
+    """Parse ``50/60 120/300 600/3600``: mails / seconds.
+
+    Each of `hosts` needs two mails in each: the last one is a probe (pace.py).
+    """
+    found = re.findall(r"(\S+)/(\S+)", text)
+    if not found or len(found) != len(text.split()):
+        raise ValueError(f"windows = {text!r}; write it as '50/60 120/300 600/3600' (mails/seconds)")
+    windows = tuple(Window(int(_positive(limit)), _positive(seconds)) for limit, seconds in found)
+    if min(limit // hosts for limit, _ in windows) < 2:
+        raise ValueError(f"windows = {text!r} leave one of {hosts} hosts less than 2 mails in a window")
+    return windows
+
+
+def _why(error: Exception) -> str:
+    return error.strerror if isinstance(error, OSError) and error.strerror else str(error).replace("\n", " ")

@@ -1,0 +1,294 @@
+"""The door of polling: takes mail out of an IMAP inbox, one after the other.
+
+A mail leaves the inbox only when Zulip has accepted it, or for the folder of what
+can not be posted. What was accepted but not yet removed when the program died
+stands in the state (delivery.py), also when it died before it heard of it
+(apart.py), and is only removed.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from . import addresses
+from .addresses import redact
+from .apart import deliver_apart
+from .config import Imap
+from .delivery import Envelope, Gateway
+from .mailbox import FAILED_FOLDER, Declined, Mailbox
+from .oauth import Tokens
+from .recipient import find_recipient
+from .verdict import RATE_LIMITED, Deferred, Delivered, Trouble, Verdict, bug
+
+# Wait this long (seconds) for new mail before looking again by oneself. Short at
+# first: a server may have told of a mail in the answer to another command.
+WAITS = (2.0, 8.0, 32.0, 128.0, 540.0)
+# Wait this long before trying again what Zulip could not take, and before connecting
+# again; the last one over and over.
+RETRIES = (2.0, 5.0, 10.0, 20.0, 40.0, 60.0)
+# Wait this long for room within Zulip's limits before looking for replies behind, and
+# as long for new mail before asking for room again.
+MAX_WAIT, ROOM_RETRY = 1.0, 4.0
+# So many mails in a row that Zulip could not take: it is not the mails.
+ENOUGH = 3
+
+
+# Causes for which all channel mail waits, not this one mail.
+_NO_ROOM = (RATE_LIMITED, "worker")
+
+
+class Round(NamedTuple):
+    """What came of one round: the mails it has seen, by UID, how many left the inbox, how
+    many stay, and whether that is for want of room within Zulip's limits."""
+
+    uids: set[int]
+    taken: int
+    left: int
+    no_room: bool
+
+
+class Stopped(BaseException):
+    """The service is to end."""
+
+
+def look_into(imap: Imap, state_dir: Path, timeout: float) -> str:
+    """Log in and open the folder; what was found there. Raises Trouble."""
+    mailbox = Mailbox(imap, _tokens(imap, state_dir, timeout), timeout)
+    try:
+        waiting = len(mailbox.uids())
+    finally:
+        mailbox.close()
+    return f"logged in to {imap.server} as {imap.login}: {waiting} mails in {imap.folder}"
+
+
+def _tokens(imap: Imap, state_dir: Path, timeout: float) -> Tokens | None:
+    if not imap.token_endpoint:
+        return None
+    return Tokens(imap.token_endpoint, imap.secrets(), imap.scope, state_dir / "refresh-token", timeout)
+
+
+class Inbox:
+    """Reads the inbox on behalf of `gateway`; raises Trouble if none is configured."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        if gateway.config.imap is None:
+            raise Trouble("4.3.5", "configuration", "gateway.conf has no [imap]: set email_gateway_login, run site.yml")
+        self._gateway = gateway
+        self._imap = gateway.config.imap
+        gateway.pace.max_wait = MAX_WAIT
+        self._tokens = _tokens(self._imap, gateway.config.state_dir, gateway.config.timeout)
+        self._uidvalidity = 0
+        # The recipients of what still waits, by UID.
+        self._recipients: dict[int, str | None] = {}
+        # What they wait for, the one tried last at the end; so the journal has it once.
+        self._waiting_for: dict[int, str] = {}
+        # What the server would not hand out or move.
+        self._stuck: set[int] = set()
+        self._failures = 0
+        self._stopping = self._waiting = False
+
+    def run(self) -> None:
+        """Take what comes, for ever."""
+        with open(self._gateway.config.state_dir / "inbox.lock", "w", encoding="ascii") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise Trouble("4.3.2", "lock", "another process reads the inbox already") from None
+            signal.signal(signal.SIGTERM, self._on_sigterm)
+            try:
+                while True:
+                    self._one_session()
+            except Stopped:
+                return
+
+    def _one_session(self) -> None:
+        """Log in, serve until something breaks, and wait."""
+        try:
+            mailbox = Mailbox(self._imap, self._tokens, self._gateway.config.timeout)
+            try:
+                _say(f"reading {self._imap.folder} of {self._imap.login} at {self._imap.server}")
+                self._serve(mailbox)
+            finally:
+                mailbox.close()
+        except Stopped:
+            raise
+        except Exception as error:
+            pause = RETRIES[min(self._failures, len(RETRIES) - 1)]
+            self._failures += 1
+            why = error if isinstance(error, Trouble) else bug(error).reason
+            _say(f"{why}; next try in {pause:g} s")
+            with self._may_be_stopped():
+                time.sleep(pause)
+
+    def _on_sigterm(self, *_: object) -> None:
+        """Stop between two mails."""
+        self._stopping = True
+        if self._waiting:
+            raise Stopped
+
+    @contextmanager
+    def _may_be_stopped(self) -> Iterator[None]:
+        self._waiting = True
+        try:
+            if self._stopping:
+                raise Stopped
+            yield
+        finally:
+            self._waiting = False
+
+    def _serve(self, mailbox: Mailbox) -> None:
+        """Rounds through the inbox; ends with Trouble when the session breaks."""
+        if mailbox.uidvalidity != self._uidvalidity:
+            self._uidvalidity = mailbox.uidvalidity
+            self._recipients.clear()
+            self._waiting_for.clear()
+        self._stuck.clear()
+        quiet = deferred = 0
+        while True:
+            seen = self.take_all(mailbox)
+            self._failures = 0
+            if seen.no_room:
+                pause = ROOM_RETRY
+            elif seen.left:
+                pause = RETRIES[min(deferred, len(RETRIES) - 1)]
+                deferred = 0 if seen.taken else deferred + 1
+            else:
+                quiet, deferred = (0 if seen.taken else quiet + 1), 0
+                pause = WAITS[min(quiet, len(WAITS) - 1)]
+            # The server has told of these already, in the answer to another command.
+            if not set(mailbox.uids()) - seen.uids:
+                with self._may_be_stopped():
+                    mailbox.wait(pause)
+
+    def take_all(self, mailbox: Mailbox) -> Round:
+        """One round through what is in the inbox, and the replies that come meanwhile."""
+        uids = mailbox.uids()
+        done = self._accepted(mailbox, uids)
+        # Those that Zulip or the server had trouble with come last, in the order in which
+        # they were tried: it may be they.
+        trouble = [uid for uid, cause in self._waiting_for.items() if cause not in _NO_ROOM]
+        queue = [uid for uid in uids if uid not in trouble] + [uid for uid in trouble if uid in uids]
+        seen, taken, in_a_row, no_room = set(uids), 0, 0, False
+        while queue and in_a_row < ENOUGH:
+            uid = queue.pop(0)
+            if self._stopping:
+                raise Stopped
+            if uid in self._stuck or (no_room and uid not in done and not self._is_reply(mailbox, uid)):
+                continue
+            verdict = self._remove_or_take(mailbox, uid, uid in done)
+            if uid in self._stuck:
+                continue
+            if not isinstance(verdict, Deferred):
+                taken, in_a_row = taken + 1, 0
+                replies = [new for new in mailbox.uids() if new not in seen and self._is_reply(mailbox, new)]
+                seen.update(replies)
+                queue[:0] = replies
+            elif verdict.cause in _NO_ROOM:
+                no_room, in_a_row = True, 0
+            else:
+                in_a_row += 1
+        self._recipients = {uid: found for uid, found in self._recipients.items() if uid in seen}
+        self._waiting_for = {uid: cause for uid, cause in self._waiting_for.items() if uid in seen}
+        return Round(seen, taken, len(seen) - taken, no_room)
+
+    def _remove_or_take(self, mailbox: Mailbox, uid: int, is_done: bool) -> Verdict | None:
+        with self._alone(uid):
+            if is_done:
+                self._remove(mailbox, uid)
+                return None
+            try:
+                return self._take(mailbox, uid)
+            except Trouble:
+                raise
+            except Exception as error:  # a bug of ours
+                return self._waits(uid, bug(error))
+        return None
+
+    @contextmanager
+    def _alone(self, uid: int) -> Iterator[None]:
+        """What goes wrong with this mail must not stop the others."""
+        try:
+            yield
+        except Declined as trouble:
+            self._stuck.add(uid)
+            _say(f"UID {uid} is left alone until the next session: {trouble}")
+        except Trouble as trouble:  # the session broke, and it may be this mail that breaks it
+            self._tried(uid, trouble.verdict.cause)
+            raise
+
+    def _take(self, mailbox: Mailbox, uid: int) -> Verdict | None:
+        """Deliver one mail, and move it where it belongs; None if it has gone by itself."""
+        recipient = self._recipient(mailbox, uid)
+        message = mailbox.message(uid)
+        if message is None:
+            return None
+        if recipient is None:
+            self._set_aside(mailbox, uid, "no address of this Zulip in its header")
+            return None
+        envelope = Envelope(recipient, uid=(mailbox.uidvalidity, uid))
+        verdict = deliver_apart(self._gateway, envelope, message)
+        if isinstance(verdict, Delivered):
+            self._remove(mailbox, uid)
+            _say(f"UID {uid}, {len(message)} bytes for {recipient}: {verdict.note}")
+        elif isinstance(verdict, Deferred):
+            self._waits(uid, verdict)
+        else:
+            self._set_aside(mailbox, uid, verdict.reason)
+        return verdict
+
+    def _waits(self, uid: int, verdict: Deferred) -> Deferred:
+        """Note that a mail waits, and say why if that is new."""
+        if self._tried(uid, verdict.cause) != verdict.cause:
+            _say(f"UID {uid} waits: {verdict.reason}")
+        return verdict
+
+    def _tried(self, uid: int, cause: str) -> str | None:
+        """Note what a mail waits for, and that it was tried last; what it waited for before."""
+        before = self._waiting_for.pop(uid, None)
+        self._waiting_for[uid] = cause
+        return before
+
+    def _recipient(self, mailbox: Mailbox, uid: int) -> str | None:
+        if uid not in self._recipients:
+            header = mailbox.header(uid) or b""
+            self._recipients[uid] = find_recipient(header, self._gateway.config.pattern)
+        return self._recipients[uid]
+
+    def _is_reply(self, mailbox: Mailbox, uid: int) -> bool:
+        recipient = None
+        with self._alone(uid):
+            recipient = self._recipient(mailbox, uid)
+        try:
+            return recipient is not None and addresses.parse(recipient, self._gateway.config.pattern).is_reply
+        except ValueError:
+            return False
+
+    def _set_aside(self, mailbox: Mailbox, uid: int, why: str) -> None:
+        mailbox.set_aside(uid)
+        _say(f"UID {uid} is now in {FAILED_FOLDER}: {why}")
+
+    def _accepted(self, mailbox: Mailbox, uids: list[int]) -> set[int]:
+        """What Zulip has accepted and the inbox still has; forgets what it has no more."""
+        noted = self._gateway.state.look().get("accepted", [])
+        there = [one for one in noted if one[0] == mailbox.uidvalidity and one[1] in uids]
+        if there != noted:
+            with self._gateway.state.change() as data:
+                data["accepted"] = there
+        return {uid for _, uid in there}
+
+    def _remove(self, mailbox: Mailbox, uid: int) -> None:
+        mailbox.remove(uid)
+        with self._gateway.state.change() as data:
+            data["accepted"] = [one for one in data.get("accepted", []) if one != [mailbox.uidvalidity, uid]]
+
+
+def _say(text: str) -> None:
+    """A line for the journal, without whole addresses."""
+    os.write(1, (redact(text) + "\n").encode("utf-8", "replace"))

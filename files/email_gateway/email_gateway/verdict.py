@@ -1,0 +1,130 @@
+"""The one thing a delivery returns, and how Postfix is told about it.
+
+Only this module knows exit statuses and the line that pipe(8) reads. Postfix
+bounces on every exit status but 75 and 71, and takes output that begins with an
+enhanced status code (RFC 3463) before the exit status; so the line starts with
+the code, and everything that is no verdict on the mail itself ends with 75.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import NamedTuple
+
+from .addresses import redact
+
+# sysexits(3)
+EX_OK = 0
+EX_UNAVAILABLE = 69
+EX_TEMPFAIL = 75
+
+# Postfix turns every 5.x.x whose text does not start with this into 4.3.0
+# (zulip_delivery_status in the Postfix role): a crash can not bounce a mail.
+SIGNATURE = "Zulip mail gateway:"
+
+# The cause of a mail that waits for room within Zulip's rate limit.
+RATE_LIMITED = "rate limit"
+
+# What Zulip says of an address that does not match its EMAIL_GATEWAY_PATTERN. Ours
+# all do, so this is a verdict on the settings and not on the mail.
+_NOT_OUR_PATTERN = "Address not recognized by gateway"
+
+
+class Delivered(NamedTuple):
+    """Zulip has accepted the mail."""
+
+    note: str = "accepted by Zulip"
+
+
+class Deferred(NamedTuple):
+    """Trouble that may pass; the mail stays in the queue.
+
+    status: enhanced status code 4.x.y (RFC 3463); cause: a short, stable key to
+    count by; reason: what is wrong and what the operator should look at.
+    in_doubt: the mail may have reached Zulip all the same.
+    """
+
+    status: str
+    cause: str
+    reason: str
+    in_doubt: bool = False
+
+
+class Refused(NamedTuple):
+    """A verdict on the mail itself; its sender is told.
+
+    status: enhanced status code 5.x.y (RFC 3463); cause: as in Deferred;
+    reason: plain words for the sender, no secret in them.
+    """
+
+    status: str
+    cause: str
+    reason: str
+
+
+Verdict = Delivered | Deferred | Refused
+
+
+def on_address(status: str, text: str) -> Verdict:
+    """What Zulip's 5.x.x on an address means: a verdict, or a wrong setting."""
+    if _NOT_OUR_PATTERN in text:
+        reason = (
+            "Zulip's EMAIL_GATEWAY_PATTERN is not the gateway's, or Zulip was not restarted since; run "
+            "playbooks/site.yml, or set it in Zulip's settings.py where Zulip is on another host"
+        )
+        return Deferred("4.3.5", "other pattern", reason)
+    return Refused(status, "unknown address", redact(text))
+
+
+class Trouble(Exception):
+    """Raised where a Deferred can not be returned; carries it."""
+
+    def __init__(self, status: str, cause: str, reason: str) -> None:
+        super().__init__(reason)
+        self.verdict = Deferred(status, cause, reason)
+
+
+def bug(error: BaseException) -> Deferred:
+    """An error of our own as a verdict, with the place where it happened."""
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    where = f"{os.path.basename(frame.tb_frame.f_code.co_filename)}:{frame.tb_lineno}" if frame else "?"
+    reason = f"error in the gateway itself, please report it: {type(error).__name__}: {redact(str(error))} ({where})"
+    return Deferred("4.3.0", "bug", reason)
+
+
+def overdue(seconds: int) -> Deferred:
+    """A delivery that was ended by force; Zulip may have the mail."""
+    return Deferred("4.4.7", "overdue", f"the delivery was given up after {seconds} s", in_doubt=True)
+
+
+def one_line(text: str, limit: int = 700) -> str:
+    """Fold any text into one printable line of at most `limit` characters."""
+    text = re.sub(r"[^\x20-\x7e\xa0-\U0010ffff]+", " ", text).strip()
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def pipe_line(verdict: Verdict) -> str:
+    """The line for pipe(8): status code first, then one line of text."""
+    if isinstance(verdict, Delivered):
+        return f"2.0.0 {one_line(verdict.note)}"
+    if isinstance(verdict, Deferred):
+        return f"{verdict.status} {one_line(redact(verdict.reason))}"
+    return f"{verdict.status} {SIGNATURE} {one_line(redact(verdict.reason))}"
+
+
+def exit_status(verdict: Verdict) -> int:
+    """The exit status for pipe(8), see sysexits(3)."""
+    if isinstance(verdict, Delivered):
+        return EX_OK
+    if isinstance(verdict, Deferred):
+        return EX_TEMPFAIL
+    return EX_UNAVAILABLE
+
+
+def tell_postfix_and_exit(verdict: Verdict) -> None:
+    """Write the line and leave at once, from a signal handler too."""
+    os.write(1, (pipe_line(verdict) + "\n").encode("utf-8", "replace"))
+    os._exit(exit_status(verdict))

@@ -1,0 +1,104 @@
+"""A mail from outside comes into its channel; what is no address is refused at RCPT."""
+
+from __future__ import annotations
+
+import pytest
+
+
+@pytest.fixture(params=["mx12", "mx13"])
+def mx(request, host):
+    return host(request.param)
+
+
+def test_port_25_listens_with_the_mail_name(mx):
+    assert mx.host.socket("tcp://0.0.0.0:25").is_listening
+    banner = mx.sh("""python3 -c "import socket; print(socket.create_connection(('127.0.0.1', 25)).recv(99))" """)
+    assert f"220 {mx.domain} ESMTP" in banner
+    assert mx.sh("cat /etc/mailname").strip() == mx.domain
+
+
+ACCEPTED = [
+    "general.TOKEN",
+    "general+TOKEN",
+    "TOKEN",
+    "general.TOKEN.show-sender",
+    "general.TOKEN.prefer-html.include-quotes",
+    "GENERAL.TOKEN_IN_CAPITALS",
+]
+REFUSED = [
+    ("info", 550),
+    ("john.smith", 550),
+    ("a+b", 550),
+    ("x%y.z", 550),
+    ('"a b".c', 550),
+    ("mm" + 31 * "a", 550),
+    ("general." + 31 * "a" + "g", 550),
+]
+
+
+def test_address_map_accepts_and_zulip_gets_it_in_lower_case(mx, subject):
+    token = mx.address().partition("@")[0].partition(".")[2]
+    recipients = [text.replace("TOKEN_IN_CAPITALS", token.upper()).replace("TOKEN", token) for text in ACCEPTED]
+    recipients = [f"{local}@{mx.domain}" for local in recipients] + [mx.reply_address()]
+    answer = mx.send(*recipients, subject=subject)
+    assert (answer["accepted"], answer["refused"]) == (len(recipients), [])
+    # The reply stands in the topic of the message that it answers.
+    posted = mx.wait_for(subject, len(recipients) - 1)
+    assert sorted(message["rcpt_to"] for message in posted) == sorted(text.lower() for text in recipients[:-1])
+    assert any(message["rcpt_to"] == mx.reply_address() for message in mx.messages("lunch"))
+
+
+def test_postmaster_has_a_mailbox_on_the_host(mx, subject):
+    answer = mx.send(f"postmaster@{mx.domain}", f"Postmaster@{mx.domain.upper()}", "postmaster", subject=subject)
+    assert (answer["accepted"], answer["refused"]) == (3, [])
+    mx.sh(f"for i in $(seq 300); do [ $(grep -c '{subject}' /var/mail/root) = 3 ] && exit; sleep 0.2; done; exit 1")
+
+
+@pytest.mark.parametrize(("local", "code"), REFUSED)
+def test_address_map_refuses(mx, local, code):
+    [[_, got, text]] = mx.send(f"{local}@{mx.domain}")["refused"]
+    assert (got, "please copy it from Zulip again" in text) == (code, True)
+
+
+def test_routes_and_foreign_domains_are_refused(mx):
+    routed = mx.send(f"a.b%other.example.org@{mx.domain}", f"@other.example.org:a.b@{mx.domain}")["refused"]
+    assert [code for _, code, _ in routed] == [550, 550]
+    foreign = mx.send("user@other.example.org", "user@example.com", mx.address().replace(mx.domain, "example.net"))
+    assert [(code, "Relay access denied" in text) for _, code, text in foreign["refused"]] == [(554, True)] * 3
+
+
+def test_relay_is_denied_to_the_host_itself(mx):
+    script = (
+        "import smtplib; s = smtplib.SMTP('127.0.0.1', 25); s.ehlo(); s.mail('a@example.com');"
+        "print(s.rcpt('user@other.example.org')[0])"
+    )
+    assert mx.sh(f'python3 -c "{script}"').strip() == "554"
+
+
+def test_starttls_with_zulips_certificate(mx, subject):
+    assert mx.send(mx.address(), subject=subject, starttls=True)["accepted"] == 1
+    mx.wait_for(subject)
+    shown = mx.sh("openssl s_client -starttls smtp -connect 127.0.0.1:25 </dev/null 2>/dev/null")
+    assert "subject=CN = zulip.example.com" in shown or "subject=CN=zulip.example.com" in shown
+
+
+def test_credential_is_readable_by_the_gateway_only(mx):
+    file = mx.host.file("/etc/zulip-email-gateway/credential")
+    assert (file.user, file.mode) == ("zulip-email-gateway", 0o400)
+    assert file.content_string.strip() in mx.sh("cat /etc/zulip/zulip-secrets.conf")
+
+
+def test_zulip_was_restarted_once(mx):
+    assert mx.sh("wc -l < /var/lib/zulip-standin/restarts").strip() == "1"
+    page = mx.sh(
+        'python3 -c "import ssl, urllib.request; c = ssl._create_unverified_context();'
+        "print(urllib.request.urlopen('https://127.0.0.1/', context=c).read().decode())\""
+    )
+    assert mx.address() in page
+
+
+def test_modules_are_compiled(mx):
+    assert (
+        mx.sh("ls /usr/local/lib/zulip-email-gateway/email_gateway/__pycache__ | grep -c pyc").strip()
+        == mx.sh("ls /usr/local/lib/zulip-email-gateway/email_gateway/*.py | grep -c py").strip()
+    )

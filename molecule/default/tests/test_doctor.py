@@ -1,0 +1,70 @@
+"""The doctor sees what is wrong, names the remedy, and changes nothing."""
+
+from __future__ import annotations
+
+import pytest
+from conftest import ZulipHost, changed
+
+
+@pytest.fixture
+def mx(host) -> ZulipHost:
+    return host("mx12")
+
+
+def test_everything_is_right(mx):
+    done = mx.play(playbook="doctor")
+    assert changed(done) == 0 and "Everything is right." in done.stdout
+    for words in (
+        "Postfix runs",
+        "port 25 greets with",
+        "Zulip takes mail at",
+        "the certificate",
+        "mails delivered since",
+    ):
+        assert words in done.stdout
+    assert "WRONG" not in done.stdout
+
+
+TROUBLE = {
+    "Postfix does not run": ("systemctl stop postfix", "systemctl start postfix"),
+    "nothing listens on 127.0.0.1:443": ("systemctl stop nginx", "systemctl start nginx"),
+    "has another shared secret than the gateway; run playbooks/site.yml": (
+        "sed -i.before 's/^shared_secret = ..../shared_secret = 0000/' /etc/zulip/zulip-secrets.conf",
+        "mv /etc/zulip/zulip-secrets.conf.before /etc/zulip/zulip-secrets.conf",
+    ),
+    "Zulip's next upgrade takes the mail system over": (
+        "sed -i.before 's/^puppet_classes.*/&, zulip::postfix_localmail/' /etc/zulip/zulip.conf",
+        "mv /etc/zulip/zulip.conf.before /etc/zulip/zulip.conf",
+    ),
+    "zulip-email-gateway-recover.timer does not run": (
+        "systemctl stop zulip-email-gateway-recover.timer",
+        "systemctl start zulip-email-gateway-recover.timer",
+    ),
+    "can not read /var/log/zulip/queue_stats/email_mirror.stats": (
+        "chmod 750 /var/log/zulip",
+        "chmod 755 /var/log/zulip",
+    ),
+    "postfix check:": ("mv /etc/postfix/master.cf /root/", "mv /root/master.cf /etc/postfix/"),
+    "cannot use /etc/zulip-email-gateway/gateway.conf": (
+        "sed -i.before 's/^\\[zulip\\]/[zulip/' /etc/zulip-email-gateway/gateway.conf",
+        "mv /etc/zulip-email-gateway/gateway.conf.before /etc/zulip-email-gateway/gateway.conf",
+    ),
+}
+
+
+@pytest.mark.parametrize("words", TROUBLE)
+def test_trouble_is_named(mx, words):
+    spoil, mend = TROUBLE[words]
+    mx.sh(spoil)
+    try:
+        done = mx.host.run("zulip-email-gateway doctor")
+        assert done.rc != 0
+        assert words in done.stdout + done.stderr
+    finally:
+        mx.sh(mend)
+
+
+def test_what_site_yml_would_complain_about_is_told_too(mx):
+    done = mx.play(playbook="doctor", email_gateway_mailname="nowhere.example.com")
+    assert done.returncode != 0 and "IN MX 1 mx12.example.com." in done.stdout
+    assert "Postfix runs" in done.stdout  # it goes on

@@ -1,0 +1,129 @@
+"""Bad input gets one message that says what to write, and nothing is changed."""
+
+from __future__ import annotations
+
+import pytest
+
+
+@pytest.fixture
+def mx(host):
+    return host("mx12")
+
+
+def test_mx_record_missing(mx):
+    text = mx.refusal(email_gateway_mailname="nowhere.example.com")
+    assert '"nowhere.example.com. IN MX 1 mx12.example.com."' in text and "email_gateway_mx_check: warn" in text
+
+
+def test_mx_record_of_another_host(mx):
+    text = mx.refusal(email_gateway_mailname="mx13.mail.example.com")
+    assert "does not point at mx12.example.com: found 1 mx13.example.com" in text
+
+
+def test_mx_record_is_shown_as_dig_shows_it(mx):
+    done = mx.play("--check")
+    assert done.returncode == 0 and '"1 mx12.example.com"' in done.stdout
+
+
+def test_mail_name_is_no_domain(mx):
+    text = mx.refusal(email_gateway_mailname="localhost")
+    assert 'The mail domain is "localhost"' in text and "Set email_gateway_mailname: emaildomain.example.com" in text
+
+
+@pytest.mark.parametrize("pattern", ["mx12.mail.example.com", "%s@other.example.com", "User+%s@mx12.mail.example.com"])
+def test_pattern(mx, pattern):
+    text = mx.refusal(email_gateway_pattern=pattern)
+    assert f'email_gateway_pattern is "{pattern}"' in text and '"%s@mx12.mail.example.com"' in text
+
+
+def test_classes_are_no_string(mx):
+    text = mx.refusal(zulip_puppet_classes=["zulip::postfix_localmail"])
+    assert "zulip_puppet_classes is ['zulip::postfix_localmail'], which is no string" in text
+
+
+def test_local_delivery_and_polling(mx):
+    text = mx.refusal(email_gateway_login="zulip@imap.example.com")
+    assert "zulip_puppet_classes" in text and "email_gateway_login (zulip@imap.example.com)" in text
+
+
+def test_zulip_reads_an_inbox_already(mx):
+    """With another pattern it would throw away all that it reads."""
+    mx.sh("echo '* * * * * zulip true' > /etc/cron.d/email-mirror")
+    try:
+        assert "Zulip already reads an inbox" in mx.refusal()
+    finally:
+        mx.sh("rm /etc/cron.d/email-mirror")
+
+
+def test_numbers_and_limits(mx):
+    text = mx.refusal(email_gateway_rate_limit_slack=0)
+    assert text == "email_gateway_rate_limit_slack is 0. Write a number above 0."
+    text = mx.refusal(email_gateway_rate_limit_windows=["50 in 60"])
+    assert 'email_gateway_rate_limit_windows is ["50 in 60"]. Write it as ["50/60", "120/300"]' in text
+
+
+def test_port_25_is_held_by_another_program(mx):
+    mx.sh(
+        "systemctl stop postfix; for i in $(seq 300); do ss -Hltn 'sport = :25' | grep -q . || exit 0; sleep 0.1; done"
+    )
+    mx.sh("systemd-run --unit hold25 python3 -m http.server 25")
+    try:
+        mx.sh("for i in $(seq 300); do ss -Hltn 'sport = :25' | grep -q . && exit; sleep 0.1; done; exit 1")
+        assert "Port 25 on mx12.example.com is held by python3" in mx.refusal()
+    finally:
+        mx.sh("systemctl stop hold25; systemctl start postfix")
+
+
+def test_puppet_owns_postfix(mx):
+    mx.sh("sed -i.before 's/^puppet_classes.*/&, zulip::postfix_localmail/' /etc/zulip/zulip.conf")
+    try:
+        text = mx.refusal()
+        assert "Zulip's Puppet owns Postfix" in text and "zulip::profile::standalone, zulip::postfix_localmail" in text
+    finally:
+        mx.sh("mv /etc/zulip/zulip.conf.before /etc/zulip/zulip.conf")
+
+
+def test_a_class_that_can_not_be_taken_out(mx):
+    mx.sh("sed -i.before 's/^puppet_classes.*/puppet_classes = zulip::postfix_localmail/' /etc/zulip/zulip.conf")
+    try:
+        text = mx.refusal(email_gateway_takeover=True)
+        assert 'zulip.conf has "puppet_classes = zulip::postfix_localmail". Write all classes' in text
+    finally:
+        mx.sh("mv /etc/zulip/zulip.conf.before /etc/zulip/zulip.conf")
+
+
+def test_foreign_main_cf(mx):
+    kept, aside = "/var/backups/zulip-email-gateway", "/var/backups/aside"
+    mx.sh(f"mv {kept} {aside}; sed -i.before '/Zulip email gateway/d' /etc/postfix/main.cf")
+    try:
+        text = mx.refusal()
+        assert "/etc/postfix/main.cf on mx12.example.com was not written by this gateway" in text
+        assert "postfix_localmail_adopt: true" in text
+    finally:
+        mx.sh(f"mv /etc/postfix/main.cf.before /etc/postfix/main.cf; mv {aside} {kept}")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        ("mv /home/zulip/deployments/current /home/zulip/deployments/aside", "there is no Zulip on this host"),
+        ("echo 'ZULIP = 6' > /home/zulip/deployments/current/version.py", "has no line ZULIP_VERSION"),
+        ("echo 'EMAIL_GATEWAY_PATTERN = \"' >> /etc/zulip/settings.py", "settings.py, line 18, is not valid Python"),
+        ("echo 'no section' > /etc/zulip/zulip.conf", "/etc/zulip/zulip.conf can not be parsed"),
+    ],
+)
+def test_zulip_is_not_as_it_should_be(mx, spoil, words):
+    keep = "/home/zulip/deployments /etc/zulip"
+    mx.sh(f"tar -cf /root/keep.tar {keep} 2>/dev/null; {spoil}")
+    try:
+        assert words in mx.refusal()
+    finally:
+        mx.sh(f"rm -r {keep}; tar -xf /root/keep.tar -C /")
+
+
+def test_a_bad_main_cf_never_replaces_a_good_one(mx):
+    before = mx.sh("md5sum /etc/postfix/main.cf")
+    # Nothing an operator may set makes a bad one; so one is forced with a variable of the role's own.
+    done = mx.play(__postfix_localmail_database="hash:/etc/aliases\nno parameter")
+    assert done.returncode != 0 and "Write main.cf" in done.stdout, done.stdout[-2000:]
+    assert mx.sh("md5sum /etc/postfix/main.cf") == before

@@ -1,0 +1,8 @@
+#!/bin/sh
+# Removes what polling has left in folder $1 (configuration) and $2 (state), and the IMAP
+# library if it came with polling.
+set -eu
+if [ -e "$1/imap-library-is-ours" ]; then
+  DEBIAN_FRONTEND=noninteractive apt-get purge --yes --quiet python3-imap-tools
+fi
+rm -f "$2/refresh-token" "$2/inbox.lock" "$1/imap-library-is-ours" "$1/imap-secret"

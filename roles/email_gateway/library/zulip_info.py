@@ -1,0 +1,288 @@
+#!/usr/bin/python
+"""Ansible module: what a Zulip server says about itself. Reads, never writes."""
+
+from __future__ import annotations
+
+import ast
+import configparser
+import http.client
+import re
+import ssl
+import urllib.parse
+from pathlib import Path
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+
+DOCUMENTATION = r"""
+module: zulip_info
+short_description: What a Zulip server says about itself
+description:
+  - Finds the deployment, its version, zulip.conf, the email settings of settings.py and the way mail goes into it.
+  - Fails with the file and what is wrong with it. Changes nothing.
+options:
+  deployment:
+    description: The symlink to the current deployment.
+    type: path
+    default: /home/zulip/deployments/current
+  etc:
+    description: The folder with settings.py, zulip.conf and zulip-secrets.conf.
+    type: path
+    default: /etc/zulip
+  server:
+    description: HOST:PORT of the mail server of a Zulip on another host; this host must have none.
+    type: str
+author: The Zulip email gateway maintainers
+"""
+
+EXAMPLES = r"""
+- name: Find Zulip
+  zulip_info:
+  register: zulip
+"""
+
+RETURN = r"""
+version:
+  description: ZULIP_VERSION of the deployment; empty if Zulip is on another host.
+  type: str
+  returned: success
+here:
+  description: Whether Zulip is on this host.
+  type: bool
+  returned: success
+conf:
+  description: zulip.conf as sections of keys.
+  type: dict
+  returned: success
+classes_line:
+  description: The line puppet_classes of zulip.conf as it stands.
+  type: str
+  returned: success
+classes_line_before:
+  description: That line before a takeover took the class out; empty if there was none.
+  type: str
+  returned: success
+cron:
+  description: Whose /etc/cron.d/email-mirror it is, "ours" or "foreign"; empty if there is none.
+  type: str
+  returned: success
+password_kept:
+  description: Whether the gateway has replaced email_gateway_password of zulip-secrets.conf.
+  type: bool
+  returned: success
+has_block:
+  description: Whether settings.py has the gateway's block.
+  type: bool
+  returned: success
+url:
+  description: Where mail goes into Zulip. http(s) is its web server (up to 10), smtp its mail server (11 and later).
+  type: str
+  returned: success
+"""
+
+# Zulip's HTTP mail endpoint, before and since some version from 7 to 9.
+ENDPOINTS = ("/email_mirror_message", "/api/internal/email_mirror_message")
+# What the management command of Zulip's own mail server looks like in a deployment.
+MAIL_SERVER = "zerver/management/commands/email_server.py"
+# Where the gateway's unit lets that server listen.
+MAIL_SERVER_URL = "smtp://127.0.0.1:10525"
+LAST_WITH_ENDPOINT = 10
+
+# By this the gateway knows its own files.
+MARK = "Zulip email gateway"
+# What tasks/zulip.yml ends its block in settings.py with.
+END_OF_BLOCK = f"# END {MARK} (Ansible)"
+
+
+class Unfit(Exception):
+    """Something about this Zulip that the gateway can not work with."""
+
+
+def version_of(deployment: Path) -> str:
+    """ZULIP_VERSION in version.py."""
+    path = deployment / "version.py"
+    if not path.is_file():
+        raise Unfit(
+            f"there is no Zulip on this host: {path} does not exist. "
+            "Put only Zulip servers into the inventory's group zulip"
+        )
+    found = re.search(r'^ZULIP_VERSION = "(\d[^"]*)"', path.read_text(encoding="utf-8"), re.MULTILINE)
+    if found is None:
+        raise Unfit(f'{path} has no line ZULIP_VERSION = "N.N"; is {deployment} a complete deployment of Zulip?')
+    return found[1]
+
+
+def conf_of(path: Path) -> dict[str, dict[str, str]]:
+    """zulip.conf as Zulip reads it."""
+    parser = configparser.RawConfigParser()
+    try:
+        parser.read_string(path.read_text(encoding="utf-8"), source=str(path))
+    except FileNotFoundError:
+        raise Unfit(f"{path} does not exist; is Zulip's installation complete?") from None
+    except configparser.Error as error:
+        raise Unfit(f"{path} can not be parsed: {error}".replace("\n", " ")) from error
+    return {section: dict(parser.items(section)) for section in parser.sections()}
+
+
+def check_settings(path: Path) -> None:
+    """settings.py has to be Python, and nothing may override the gateway's block."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        lines, module = text.splitlines(), ast.parse(text, filename=str(path))
+    except FileNotFoundError:
+        raise Unfit(f"{path} does not exist; is Zulip's installation complete?") from None
+    except SyntaxError as error:
+        line = (error.text or "").rstrip()
+        raise Unfit(f"{path}, line {error.lineno}, is not valid Python: {line!r}; mend it first") from error
+    if END_OF_BLOCK not in lines:
+        return
+    end = lines.index(END_OF_BLOCK)
+    for node in ast.walk(module):
+        if not isinstance(node, ast.Assign) or node.lineno <= end:
+            continue
+        if any(getattr(target, "id", "").startswith("EMAIL_GATEWAY_") for target in node.targets):
+            raise Unfit(
+                f"{path}, line {node.lineno}, overrides the gateway's block above it: {lines[node.lineno - 1]!r}; "
+                "remove that line and set it in the inventory"
+            )
+
+
+def url_of(conf: dict[str, dict[str, str]]) -> str:
+    """The web server on loopback, by [application_server] of zulip.conf."""
+    server = conf.get("application_server", {})
+    http_only = server.get("http_only", "").lower() in ("true", "1", "yes", "y", "on", "enabled")
+    scheme, default = ("http", "80") if http_only else ("https", "443")
+    port = server.get("nginx_listen_port", default)
+    if not port.isdigit():
+        raise Unfit(f"zulip.conf: [application_server] nginx_listen_port = {port!r} is no port number")
+    return f"{scheme}://127.0.0.1" + ("" if port == default else f":{port}")
+
+
+def has_endpoint(url: str) -> bool | None:
+    """Whether the web server has the mail endpoint; None if it does not answer.
+
+    GET is not allowed there (405), and of all other paths Zulip knows nothing (404).
+    """
+    where = urllib.parse.urlsplit(url)
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    try:
+        for path in ENDPOINTS:
+            if where.scheme == "http":
+                connection = http.client.HTTPConnection("127.0.0.1", where.port, timeout=10)
+            else:
+                connection = http.client.HTTPSConnection("127.0.0.1", where.port, timeout=10, context=context)
+            connection.request("GET", path)
+            status = connection.getresponse().status
+            connection.close()
+            if status == 405:
+                return True
+            if status != 404:
+                return None
+    except (OSError, http.client.HTTPException):
+        return None
+    return False
+
+
+def way_in(deployment: Path, version: str, url: str) -> str:
+    """The URL by which mail goes into Zulip: what answers decides, then what is installed."""
+    endpoint = has_endpoint(url)
+    if endpoint:
+        return url
+    if (deployment / MAIL_SERVER).is_file():
+        return MAIL_SERVER_URL
+    if endpoint is None and int(re.split(r"\D", version)[0]) <= LAST_WITH_ENDPOINT:
+        return url
+    why = "does not answer" if endpoint is None else "is 404"
+    raise Unfit(
+        f"Zulip {version} has no mail endpoint ({url}{ENDPOINTS[0]} {why}) "
+        f"and no mail server ({deployment / MAIL_SERVER} does not exist): is its installation complete?"
+    )
+
+
+def elsewhere(server: str, deployment: Path) -> dict[str, Any]:
+    """The same for a host without Zulip; raises Unfit."""
+    host, _, port = server.rpartition(":")
+    if not re.fullmatch(r"[A-Za-z0-9.-]+|\[[0-9a-fA-F:]+\]", host) or not port.isdigit() or not 0 < int(port) < 65536:
+        raise Unfit(
+            f"email_gateway_zulip_server is {server!r}; write it as HOST:PORT, for example zulip.example.com:25"
+        )
+    if deployment.exists():
+        version = version_of(deployment)
+        why = (
+            f"Zulip {version} takes mail from its own host only"
+            if int(re.split(r"\D", version)[0]) <= LAST_WITH_ENDPOINT
+            else f"this host has Zulip {version} itself"
+        )
+        raise Unfit(f"email_gateway_zulip_server is {server!r}, but {why}: remove email_gateway_zulip_server")
+    return {
+        "version": "",
+        "here": False,
+        "conf": {},
+        "url": f"smtp://{server}",
+        "classes_line": "",
+        "classes_line_before": "",
+        "cron": "",
+        "password_kept": False,
+        "has_block": False,
+    }
+
+
+def zulip_info(deployment: Path, etc: Path, server: str | None = None) -> dict[str, Any]:
+    """Everything the module returns; raises Unfit."""
+    if server:
+        return elsewhere(server, deployment)
+    version = version_of(deployment)
+    conf = conf_of(etc / "zulip.conf")
+    check_settings(etc / "settings.py")
+    secrets = etc / "zulip-secrets.conf"
+    if "shared_secret" not in conf_of(secrets).get("secrets", {}):
+        raise Unfit(f"{secrets} has no shared_secret under [secrets]; is Zulip's installation complete?")
+    kept = etc.parent / "zulip-email-gateway" / "zulip.conf-line"
+    return {
+        "version": version,
+        "here": True,
+        "conf": conf,
+        "url": way_in(deployment, version, url_of(conf)),
+        "classes_line": classes_line(etc / "zulip.conf"),
+        "classes_line_before": kept.read_text(encoding="utf-8").rstrip("\n") if kept.exists() else "",
+        "cron": cron_of(etc.parent / "cron.d/email-mirror"),
+        "password_kept": (kept.parent / "zulip-secrets.conf-line").exists(),
+        "has_block": MARK in (etc / "settings.py").read_text(encoding="utf-8"),
+    }
+
+
+def cron_of(path: Path) -> str:
+    """Whose cron job reads an inbox: "ours", "foreign", or "" for none."""
+    if not path.exists():
+        return ""
+    return "ours" if MARK in path.read_text(encoding="utf-8") else "foreign"
+
+
+def classes_line(path: Path) -> str:
+    """The line of zulip.conf that lists the Puppet classes, as it stands; or nothing."""
+    found = re.search(r"^[ \t]*puppet_classes[ \t]*[=:].*$", path.read_text(encoding="utf-8"), re.MULTILINE)
+    return found[0] if found else ""
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "deployment": {"type": "path", "default": "/home/zulip/deployments/current"},
+            "etc": {"type": "path", "default": "/etc/zulip"},
+            "server": {"type": "str"},
+        },
+        supports_check_mode=True,
+    )
+    options = module.params
+    try:
+        facts = zulip_info(Path(options["deployment"]), Path(options["etc"]), options["server"])
+        module.exit_json(changed=False, **facts)
+    except Unfit as error:
+        module.fail_json(msg=str(error))
+    except (OSError, UnicodeError) as error:
+        module.fail_json(msg=f"can not read Zulip's files: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,204 @@
+"""One round through an inbox: what leaves it, what stays, and what does not stop the rest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from email_gateway.addresses import Pattern
+from email_gateway.config import Imap
+from email_gateway.delivery import Gateway
+from email_gateway.inbox import Inbox, Stopped
+from email_gateway.mailbox import Declined
+from email_gateway.verdict import Deferred, Delivered, Refused, Trouble
+from test_addresses import TOKEN
+from test_config import make_config
+
+CHANNEL = f"zulip+general.{TOKEN}@example.com"
+REPLY = f"zulip+mm{TOKEN}@example.com"
+LATER = Deferred("4.3.2", "HTTP 502", "later")
+NO_ROOM = Deferred("4.7.28", "rate limit", "later")
+
+
+class Folder:
+    """A folder as Mailbox shows it: recipients by UID."""
+
+    uidvalidity = 7
+
+    def __init__(self, *recipients: str) -> None:
+        self.mails = dict(enumerate(recipients, 1))
+        self.failed: list[int] = []
+        self.full = False
+
+    def uids(self) -> list[int]:
+        return sorted(self.mails)
+
+    def header(self, uid: int) -> bytes | None:
+        return f"To: {self.mails[uid]}\n".encode() if uid in self.mails else None
+
+    def message(self, uid: int) -> bytes | None:
+        header = self.header(uid)
+        return header and header + b"\nHello"
+
+    def remove(self, uid: int) -> None:
+        del self.mails[uid]
+
+    def set_aside(self, uid: int) -> None:
+        if self.full:
+            raise Declined("4.4.2", "IMAP declined", "over quota")
+        del self.mails[uid]
+        self.failed.append(uid)
+
+
+@pytest.fixture
+def inbox(tmp_path: Path, monkeypatch):
+    """An inbox whose Zulip answers with .answers in turn, the last again and again."""
+    imap = Imap("imap.example.com", 993, "implicit", "INBOX", "zulip@example.com", "", "", {"password": "x"})
+    gateway = Gateway(make_config(tmp_path, pattern=Pattern("zulip+", "example.com"), imap=imap))
+    made = Inbox(gateway)
+    made.answers, made.handed = [Delivered()], []
+
+    def hand_over(_, recipient, message):
+        made.handed.append(recipient)
+        answer = made.answers[0] if len(made.answers) == 1 else made.answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr("email_gateway.backend_http.HttpBackend.hand_over", hand_over)
+    # In this process, so that the fixture sees it; test_apart.py has the other one.
+    monkeypatch.setattr("email_gateway.inbox.deliver_apart", Gateway.deliver)
+    return made
+
+
+def test_what_is_accepted_leaves_the_inbox(inbox):
+    folder = Folder(CHANNEL, REPLY)
+    assert inbox.take_all(folder)[1:] == (2, 0, False)
+    assert folder.mails == {} and folder.failed == [] and inbox.handed == [CHANNEL, REPLY]
+    assert inbox._gateway.state.look()["accepted"] == []
+
+
+def test_what_was_accepted_before_a_crash_is_only_removed(inbox):
+    folder = Folder(CHANNEL, CHANNEL)
+    with inbox._gateway.state.change() as data:
+        data["accepted"] = [[7, 1], [7, 99], [6, 2]]  # this one, one that is gone, one of a former folder
+    assert inbox.take_all(folder)[1:] == (2, 0, False)
+    assert len(inbox.handed) == 1 and inbox._gateway.state.look()["accepted"] == []
+
+
+def test_a_crash_after_the_answer_leaves_a_note(inbox, monkeypatch):
+    folder = Folder(CHANNEL)
+    monkeypatch.setattr(folder, "remove", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        inbox.take_all(folder)
+    assert inbox._gateway.state.look()["accepted"] == [[7, 1]]
+
+
+def test_what_can_not_be_posted_is_set_aside_and_the_rest_goes_on(inbox):
+    inbox.answers = [Refused("5.1.1", "unknown address", "no"), Delivered()]
+    folder = Folder(CHANNEL, "nobody@example.org", CHANNEL)
+    assert inbox.take_all(folder).left == 0
+    assert folder.failed == [1, 2] and len(inbox.handed) == 2
+
+
+def test_our_own_bug_holds_up_one_mail_only(inbox):
+    inbox.answers = [ZeroDivisionError("bug"), Delivered()]
+    folder = Folder(CHANNEL, CHANNEL)
+    assert inbox.take_all(folder)[1:] == (1, 1, False)
+    assert list(folder.mails) == [1]
+
+
+def test_what_can_not_be_set_aside_does_not_hold_up_the_rest(inbox):
+    folder = Folder("nobody@example.org", CHANNEL)
+    folder.full = True
+    assert inbox.take_all(folder)[1:] == (1, 1, False)
+    assert list(folder.mails) == [1]
+
+
+def test_a_zulip_that_is_down_is_not_asked_for_every_mail(inbox):
+    inbox.answers = [LATER]
+    folder = Folder(*[CHANNEL] * 50)
+    assert inbox.take_all(folder)[1:] == (0, 50, False)
+    assert len(inbox.handed) == 3
+
+
+def test_mails_that_zulip_can_not_take_do_not_hold_up_those_behind(inbox):
+    inbox.answers = [LATER, LATER, LATER, Delivered()]
+    folder = Folder(*[CHANNEL] * 5)
+    assert inbox.take_all(folder)[1:] == (0, 5, False)
+    inbox.answers = [Delivered(), Delivered(), LATER]
+    assert inbox.take_all(folder)[1:] == (2, 3, False)
+    assert list(folder.mails) == [1, 2, 3]
+
+
+def test_asked_to_stop_it_ends_between_two_mails(inbox, monkeypatch):
+    folder = Folder(CHANNEL, CHANNEL)
+    remove = folder.remove
+    monkeypatch.setattr(folder, "remove", lambda uid: (inbox._on_sigterm(), remove(uid)))
+    with pytest.raises(Stopped):
+        inbox.take_all(folder)
+    assert list(folder.mails) == [2]
+
+
+def test_replies_pass_what_waits_for_room(inbox):
+    inbox.answers = [Delivered(), NO_ROOM, Delivered()]
+    folder = Folder(CHANNEL, CHANNEL, CHANNEL, REPLY, CHANNEL)
+    assert inbox.take_all(folder)[1:] == (2, 3, True)
+    assert inbox.handed == [CHANNEL, CHANNEL, REPLY]
+
+
+def test_a_reply_that_comes_meanwhile_does_not_wait_for_the_rest(inbox, monkeypatch):
+    folder = Folder(*[CHANNEL] * 5)
+    remove = folder.remove
+    monkeypatch.setattr(folder, "remove", lambda uid: (remove(uid), uid == 1 and folder.mails.update({6: REPLY})))
+    assert inbox.take_all(folder)[1:] == (6, 0, False)
+    assert inbox.handed == [CHANNEL, REPLY, *[CHANNEL] * 4]
+
+
+def test_mails_that_always_fail_do_not_starve_others_that_wait(inbox, monkeypatch):
+    """After an outage all wait; three of them are poison."""
+    folder = Folder(*[CHANNEL] * 8)
+    inbox.answers = [LATER]
+    for _ in range(3):
+        inbox.take_all(folder)
+    poison = {1, 2, 3}
+    monkeypatch.setattr(
+        "email_gateway.inbox.deliver_apart", lambda _, mail, __: LATER if mail.uid[1] in poison else Delivered()
+    )
+    for _ in range(3):
+        inbox.take_all(folder)
+    assert set(folder.mails) == poison
+
+
+def test_what_was_accepted_and_can_not_be_removed_does_not_hold_up_the_rest(inbox, monkeypatch):
+    folder = Folder(CHANNEL, CHANNEL)
+    remove = folder.remove
+
+    def declines(uid):
+        if uid == 1:
+            raise Declined("4.4.2", "IMAP declined", "read only")
+        remove(uid)
+
+    monkeypatch.setattr(folder, "remove", declines)
+    for _ in range(2):
+        inbox.take_all(folder)
+    inbox._stuck.clear()  # the next session
+    inbox.take_all(folder)
+    assert list(folder.mails) == [1] and len(inbox.handed) == 2
+
+
+@pytest.mark.parametrize("part", ["header", "message"])
+def test_a_mail_that_breaks_the_session_comes_last_in_the_next(inbox, monkeypatch, part):
+    folder = Folder(CHANNEL, CHANNEL, CHANNEL)
+    read = getattr(folder, part)
+
+    def hangs_up(uid):
+        if uid == 1:
+            raise Trouble("4.4.2", "IMAP session", "the session broke")
+        return read(uid)
+
+    monkeypatch.setattr(folder, part, hangs_up)
+    for _ in range(2):
+        with pytest.raises(Trouble):
+            inbox.take_all(folder)
+    assert list(folder.mails) == [1] and len(inbox.handed) == 2

@@ -1,0 +1,53 @@
+"""What an IMAP server may answer that a real Dovecot does not; the rest is the scenario polling."""
+
+from __future__ import annotations
+
+import socket
+import threading
+
+import imap_tools
+import pytest
+from email_gateway.config import Imap
+from email_gateway.mailbox import Declined, Mailbox
+
+
+def literal(uid: int, text: bytes) -> bytes:
+    return b"* 1 FETCH (UID %d BODY[] {%d}\r\n%s)\r\n" % (uid, len(text), text)
+
+
+ANSWERS = {
+    b"CAPABILITY": b"* CAPABILITY IMAP4rev1 UIDPLUS\r\n",
+    b"SELECT": b"* OK [UIDVALIDITY 7] x\r\n",
+    b"UID FETCH 5": literal(5, b"mail five"),
+    b"UID FETCH 6": literal(6, b"mail six"),
+}
+
+
+def serve(listening: socket.socket) -> None:
+    connection = listening.accept()[0]
+    with connection, connection.makefile("rwb") as lines:
+        lines.write(b"* OK hello\r\n")
+        lines.flush()
+        for line in lines:
+            tag, _, command = line.partition(b" ")
+            untagged = b"".join(answer for name, answer in ANSWERS.items() if command.startswith(name))
+            good = not command.startswith(b"UID FETCH 5")
+            lines.write(untagged + tag + (b" OK done\r\n" if good else b" NO [SERVERBUG] not today\r\n"))
+            lines.flush()
+
+
+@pytest.fixture
+def mailbox(monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        threading.Thread(target=serve, args=(listening,), daemon=True).start()
+        port = listening.getsockname()[1]
+        monkeypatch.setattr(Mailbox, "_connect", lambda *_: imap_tools.MailBoxUnencrypted("127.0.0.1", port))
+        made = Mailbox(Imap("127.0.0.1", port, "implicit", "INBOX", "zulip", "", "", {"password": "x"}), None, 5)
+        yield made
+        made.close()
+
+
+def test_a_mail_half_answered_is_not_taken_for_the_next(mailbox):
+    with pytest.raises(Declined, match="declines FETCH"):
+        mailbox.message(5)
+    assert mailbox.message(6) == b"mail six"

@@ -1,0 +1,92 @@
+"""Access tokens, from a real HTTP server."""
+
+from __future__ import annotations
+
+import json
+import threading
+import urllib.parse
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import pytest
+from email_gateway.oauth import Tokens
+from email_gateway.verdict import Trouble
+
+CLIENT = {"client_id": "id", "client_secret": "secret"}
+
+
+@pytest.fixture
+def endpoint():
+    """Answers with .answers in turn, the last one again and again; keeps what it was asked."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"])).decode()
+            server.asked.append(dict(urllib.parse.parse_qsl(body)))
+            status, answer = server.answers[0] if len(server.answers) == 1 else server.answers.pop(0)
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(answer.encode() if isinstance(answer, str) else json.dumps(answer).encode())
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    server.asked, server.answers = [], [(200, {"access_token": "one", "expires_in": 3600})]
+    server.url = f"http://127.0.0.1:{server.server_port}/token"
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def tokens(endpoint, folder, **secret):
+    return Tokens(endpoint.url, {**CLIENT, **secret}, "imap", folder / "refresh-token", 2)
+
+
+def test_a_token_is_asked_for_once_and_renewed_in_time(endpoint, tmp_path, monkeypatch):
+    clock = [1000.0]
+    monkeypatch.setattr("time.time", lambda: clock[0])
+    one = tokens(endpoint, tmp_path, refresh_token="r")
+    assert [one.access_token(), one.access_token()] == ["one", "one"] and len(endpoint.asked) == 1
+    clock[0] += 3299
+    one.access_token()
+    assert len(endpoint.asked) == 1
+    clock[0] += 2  # five minutes before it expires
+    one.access_token()
+    assert len(endpoint.asked) == 2
+    one.access_token(anew=True)
+    assert len(endpoint.asked) == 3
+
+
+def test_what_is_sent(endpoint, tmp_path):
+    tokens(endpoint, tmp_path).access_token()
+    tokens(endpoint, tmp_path, refresh_token="r").access_token()
+    assert endpoint.asked == [
+        {**CLIENT, "grant_type": "client_credentials", "scope": "imap"},
+        {**CLIENT, "grant_type": "refresh_token", "refresh_token": "r", "scope": "imap"},
+    ]
+
+
+def test_a_new_refresh_token_is_kept_until_another_is_configured(endpoint, tmp_path):
+    endpoint.answers = [(200, {"access_token": "a", "refresh_token": "second"}), (200, {"access_token": "a"})]
+    for configured in ("first", "first", "other"):
+        tokens(endpoint, tmp_path, refresh_token=configured).access_token()
+    assert [asked["refresh_token"] for asked in endpoint.asked] == ["first", "second", "other"]
+    assert (tmp_path / "refresh-token").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        ((400, {"error": "invalid_grant", "error_description": "expired"}), "answers 400 invalid_grant: expired"),
+        ((502, "<html>"), "answers 502"),
+        ((200, "<html>"), "can not be used"),
+        ((200, {"token": "x"}), "no access_token"),
+    ],
+)
+def test_trouble_is_told(endpoint, tmp_path, answer, words):
+    endpoint.answers = [answer]
+    with pytest.raises(Trouble) as caught:
+        tokens(endpoint, tmp_path).access_token()
+    assert words in str(caught.value) and "email_gateway_oauth_" in str(caught.value)
+    assert "secret" not in str(caught.value)
