@@ -1,0 +1,193 @@
+"""Zulip's web server, Postfix, the disk or the program in trouble: mail only waits.
+
+Each test prints its figures, as in test_pacing.py.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from pathlib import Path
+
+import pytest
+import testhosts
+from conftest import ZulipHost, tell, wait
+from figures import (
+    NGINX_DOWN,
+    WIDE,
+    ZULIP_DOWN,
+    Fault,
+    all_posted_after,
+    broken,
+    clean,
+    flush_until,
+    instead_of,
+    limits,
+    report,
+    twice,
+)
+
+
+@pytest.fixture
+def mx(host) -> ZulipHost:
+    return clean(host("mx2"))
+
+
+def wrong_answers(mode: str) -> Fault:
+    return instead_of("nginx", 443, Path(__file__).with_name("faulty_web.py"), mode)
+
+
+SECRETS = "/etc/zulip/zulip-secrets.conf"
+FAULTS = {
+    "web server stopped": (NGINX_DOWN, "nothing listens on 127.0.0.1:443"),
+    "application server stopped": (ZULIP_DOWN, "HTTP 502"),
+    "wrong secret": (
+        Fault(
+            f"sed -i.before 's/^shared_secret = ./shared_secret = x/' {SECRETS}; systemctl restart zulip-web",
+            f"mv {SECRETS}.before {SECRETS}; systemctl restart zulip-web; sleep 1",
+        ),
+        "shared secret has changed",
+    ),
+    "500": (wrong_answers("500"), "HTTP 500"),
+    "404": (wrong_answers("404"), "there is no mail endpoint"),
+    "HTML 400": (wrong_answers("html400"), "HTTP 400 without a verdict"),
+    "a proxy's 200": (wrong_answers("html200"), "does a proxy answer"),
+    "empty answer": (wrong_answers("empty"), "connection to 127.0.0.1:443 broke"),
+    "half an answer": (wrong_answers("half"), "connection to 127.0.0.1:443 broke"),
+    "no answer": (wrong_answers("silent"), "did not answer within 4 s"),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_zulip_in_trouble(mx, subject, name):
+    all_posted_after(mx, subject, name, *FAULTS[name])
+
+
+# On the host itself and from before the first mail on, so that a slow test machine kills
+# as often as a fast one. By user: the name stands in the command line of pipe(8) as well.
+KILLER = r"""
+import random, subprocess, time
+rng, kills, end, flushed = random.Random(2), 0, time.monotonic() + 60, 0
+while kills < 20 and time.monotonic() < end:
+    time.sleep(rng.uniform(0.02, 0.15))
+    # Postfix leaves a transport that failed alone for a minute.
+    if time.monotonic() - flushed > 0.5:
+        flushed = time.monotonic()
+        subprocess.run(["postqueue", "-f"])
+    if subprocess.run(["pkill", "-KILL", "-u", "zulip-email-gateway", "-f", " deliver "]).returncode == 0:
+        kills += 1
+print(kills)
+"""
+
+
+def test_program_killed_at_random_moments(mx, subject):
+    limits(mx, WIDE)
+    mx.sh(f"cat > /root/killer.py <<'EOF'\n{KILLER}\nEOF\n")
+    mx.sh("systemd-run --quiet --unit killer --property StandardOutput=file:/root/kills python3 /root/killer.py")
+    assert mx.send(mx.address(), subject=subject, count=100)["accepted"] == 100
+    wait(lambda: mx.host.run("systemctl is-active killer").rc != 0, 70)
+    flush_until(mx, subject, 100, 120)
+    kills = int(mx.sh("cat /root/kills"))
+    tell(f"killed {kills} times, {twice(mx, subject)} duplicates")
+    assert kills >= 10
+    report(mx, "killed", subject, 100)
+
+
+def test_postfix_stopped_and_host_restarted(mx, subject):
+    with broken(mx, ZULIP_DOWN):
+        assert mx.send(mx.address(), subject=subject, count=50)["accepted"] == 50
+        wait(lambda: "HTTP 502" in mx.sh("mailq"), 20)
+        mx.sh("systemctl stop postfix")
+    testhosts.restart(mx.prefix, "mx2")
+    wait(lambda: mx.host.run("test -S /run/zulip-web/socket").rc == 0, 30)
+    flush_until(mx, subject, 50, 90)
+    report(mx, "restart", subject, 50)
+
+
+SPOIL = {
+    "state folder not writable": (
+        "chown root /var/lib/zulip-email-gateway",
+        "chown zulip-email-gateway /var/lib/zulip-email-gateway",
+        "cannot use the state in /var/lib/zulip-email-gateway: Permission denied",
+    ),
+    "disk full": (
+        "chown zulip-email-gateway /mnt/small; mv /var/lib/zulip-email-gateway /root/aside;"
+        "ln -s /mnt/small /var/lib/zulip-email-gateway;"
+        "head -c 9000 /dev/zero > /mnt/small/full || true",
+        "rm -r /var/lib/zulip-email-gateway /mnt/small/*; mv /root/aside /var/lib/zulip-email-gateway",
+        "No space left on device",
+    ),
+    "configuration unparsable": (
+        "sed -i.before 's/^\\[zulip\\]/[zulip/' /etc/zulip-email-gateway/gateway.conf",
+        "mv /etc/zulip-email-gateway/gateway.conf.before /etc/zulip-email-gateway/gateway.conf",
+        "cannot use /etc/zulip-email-gateway/gateway.conf",
+    ),
+    "credential missing": (
+        "mv /etc/zulip-email-gateway/credential /root/credential",
+        "mv /root/credential /etc/zulip-email-gateway/credential",
+        "cannot read /etc/zulip-email-gateway/credential: No such file",
+    ),
+    "program broken": (
+        "mv /usr/local/lib/zulip-email-gateway/email_gateway/pace.py /root/; "
+        "rm -r /usr/local/lib/zulip-email-gateway/email_gateway/__pycache__",
+        "mv /root/pace.py /usr/local/lib/zulip-email-gateway/email_gateway/",
+        "cannot start the gateway",
+    ),
+    "program missing": (
+        "mv /usr/local/bin/zulip-email-gateway /root/",
+        "mv /root/zulip-email-gateway /usr/local/bin/",
+        "zulip-email-gateway",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SPOIL)
+def test_our_own_trouble_only_delays(mx, subject, name):
+    spoil, mend, words = SPOIL[name]
+    with broken(mx, Fault(spoil, mend)):
+        mx.send(mx.address(), subject=subject, count=5)
+        assert wait(lambda: words in " ".join(mx.sh("mailq").split()), 20), mx.sh("mailq")
+    flush_until(mx, subject, 5, 30)
+    report(mx, name, subject, 5)
+
+
+def test_around_the_size_limit(mx, subject):
+    plain = int(mx.sh("postconf -h message_size_limit").strip())
+    below = mx.send(mx.address(), subject=subject + "below", size=plain - 2000)
+    assert below["accepted"] == 1
+    above = mx.send(mx.address(), subject=subject + "above", size=plain + 1)
+    [[_, code, text]] = above["refused"]
+    assert (code, "message file too big" in text) == (552, True)
+    mx.wait_for(subject + "below", seconds=60)
+    # Below Postfix' limit, but its base64 is full of + and /: over 25 MiB as a form.
+    mx.send(mx.address(), subject=subject + "binary", size=plain - 2000, binary=True)
+    found = r"status=bounced \(Zulip mail gateway: the message is too large for Zulip: .* limits to 26214400"
+    assert wait(lambda: re.search(found, mx.sh("journalctl --since=-2min -u 'postfix*'")), 60)
+    tell(f"size: {plain - 2000} bytes posted, {plain + 1} bytes refused at SMTP: {code} {text}")
+
+
+def test_unknown_token_is_told_and_kept_and_can_be_replayed(mx, subject):
+    token = f"{time.monotonic_ns():032x}"
+    secret = mx.sh("cat /etc/zulip-email-gateway/credential").strip()
+    mx.sh("zulip-email-gateway quarantine purge")
+    mx.send(f"new.{token}@{mx.domain}", subject=subject, sender=f"root@{mx.domain}")
+    bounce = wait(lambda: mx.host.run(f"grep -A 40 -B 40 '{token}' /var/mail/root").stdout, 20)
+    assert "Zulip mail gateway: Bad destination mailbox address" in " ".join(bounce.split())
+    assert secret not in bounce
+    listed = mx.sh("zulip-email-gateway quarantine list")
+    assert token not in listed and token[:4] in listed and "Bad destination mailbox address" in listed
+    mx.sh(
+        "python3 -c \"import sqlite3; d = sqlite3.connect('/var/lib/zulip-standin/zulip.sqlite');"
+        f"d.execute('INSERT INTO channel VALUES (?, ?, ?)', ('{token[-6:]}', 'new', '{token}')); d.commit()\""
+    )
+    assert "accepted by Zulip" in mx.sh(f"zulip-email-gateway quarantine replay {listed.split(' ')[0]}")
+    mx.wait_for(subject)
+    assert mx.sh("zulip-email-gateway quarantine list") == ""
+
+
+def test_addresses_do_not_show_in_status(mx):
+    token = mx.address().partition("@")[0].partition(".")[2]
+    with broken(mx, NGINX_DOWN):
+        mx.send(mx.address())
+        assert wait(lambda: "nothing listens" in mx.sh("zulip-email-gateway status"), 20)
+        assert token not in mx.sh("zulip-email-gateway status")

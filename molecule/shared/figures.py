@@ -1,0 +1,131 @@
+"""What the tests of faults share: limits, ways to break Zulip, and the figures."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from conftest import ZulipHost, tell, wait
+
+# Zulip's limits scaled down, so that a test is short.
+SCALED = "12/2 40/8 400/600"
+# Limits that do not matter.
+WIDE = "90/3 900/60 9000/600"
+
+
+def clean(mx: ZulipHost) -> ZulipHost:
+    """Nothing is left over from the test before."""
+    mx.sh("postsuper -d ALL 2>/dev/null || true")
+    limits(mx, "50/60 120/300 600/3600")
+    mx.bounced_before = bounces(mx)
+    return mx
+
+
+def bounces(mx: ZulipHost) -> int:
+    return int(mx.sh("journalctl -u 'postfix*' | grep -c 'status=bounced' || true"))
+
+
+def limits(mx: ZulipHost, windows: str, zulip: str = "") -> None:
+    """Limits for the gateway and (the same, or `zulip`) for Zulip's limiter, and a clean slate."""
+    rules = [tuple(int(part) for part in reversed(window.split("/"))) for window in (zulip or windows).split()]
+    mx.sh(
+        f"""
+        sed -i 's#^windows = .*#windows = {windows}#' /etc/zulip-email-gateway/gateway.conf
+        rm -f /run/zulip-standin/*
+        systemctl stop zulip-worker
+        rm -f /var/lib/zulip-email-gateway/state.json /var/log/zulip/queue_error/email_mirror.errors
+        python3 -c "import sqlite3; d = sqlite3.connect('/var/lib/zulip-standin/zulip.sqlite');
+[d.execute('DELETE FROM ' + t) for t in ('limiter', 'queue', 'message', 'dropped')]; d.commit()"
+        {set_in_zulip("RATE_LIMITING_MIRROR_REALM_RULES", rules)}
+        systemctl start zulip-worker
+        for i in $(seq 100); do zulip-email-gateway check >/dev/null && break; sleep 0.2; done
+        zulip-email-gateway recover
+        """
+    )
+
+
+def set_in_zulip(name: str, value: object) -> str:
+    """A script that sets one of Zulip's settings, and waits until its mail server has it."""
+    server = "zulip-email-gateway-server"
+    return f"""
+        line='{name} = {value}'
+        if ! grep -qxF "$line" /etc/zulip/settings.py; then
+          before=$(systemctl show -P MainPID {server})
+          sed '/^{name} /d' /etc/zulip/settings.py > /root/settings.py; echo "$line" >> /root/settings.py
+          cat /root/settings.py > /etc/zulip/settings.py
+          if systemctl --quiet is-active {server}.path; then
+            until now=$(systemctl show -P MainPID {server}); [ "$now" != 0 -a "$now" != "$before" ]; do sleep 0.1; done
+          fi
+        fi
+    """
+
+
+def flush_until(mx: ZulipHost, subject: str, count: int, seconds: float) -> None:
+    """Let Postfix try again, as its queue run does, until all is posted."""
+    wait(lambda: mx.sh("postqueue -f") or len({one["topic"] for one in mx.messages(subject)}) >= count, seconds)
+
+
+def report(mx: ZulipHost, name: str, subject: str, sent: int) -> None:
+    """Print the figures, and assert that nothing was lost."""
+    posted = len({message["topic"] for message in mx.messages(subject)})
+    dropped = len(mx.state()["dropped"])
+    bounced = bounces(mx) - mx.bounced_before
+    tell(
+        f"{name}: sent {sent}, posted {posted}, twice {twice(mx, subject)}, dropped by Zulip {dropped}, "
+        f"bounced {bounced}"
+    )
+    assert (posted, dropped, bounced) == (sent, 0, 0)
+
+
+def twice(mx: ZulipHost, subject: str) -> int:
+    return sum(count - 1 for count in Counter(message["topic"] for message in mx.messages(subject)).values())
+
+
+class Fault(NamedTuple):
+    """Two shell scripts: what breaks, and what mends it."""
+
+    spoil: str
+    mend: str
+
+
+@contextmanager
+def broken(mx: ZulipHost, fault: Fault) -> Iterator[None]:
+    mx.sh(fault.spoil)
+    try:
+        yield
+    finally:
+        mx.sh(fault.mend)
+
+
+def stopped(unit: str) -> Fault:
+    return Fault(f"systemctl stop {unit}", f"systemctl start {unit}")
+
+
+def instead_of(unit: str, port: int, script: Path, mode: str) -> Fault:
+    """A script on the unit's port that answers wrongly; see there for its modes."""
+    spoil = f"""
+        systemctl stop {unit}; cat > /root/faulty.py <<'EOF'\n{script.read_text()}\nEOF
+        systemd-run --quiet --unit faulty python3 /root/faulty.py {mode}
+        for i in $(seq 300); do ss -Hltn 'sport = :{port}' | grep -q . && exit; sleep 0.1; done; exit 1
+    """
+    return Fault(spoil, f"systemctl stop faulty; systemctl start {unit}")
+
+
+NGINX_DOWN = stopped("nginx")
+ZULIP_DOWN = Fault(
+    "systemctl stop zulip-web", "systemctl start zulip-web; until [ -S /run/zulip-web/socket ]; do sleep 0.1; done"
+)
+REDIS_DOWN = Fault("touch /run/zulip-standin/redis-down", "rm /run/zulip-standin/redis-down")
+
+
+def all_posted_after(mx: ZulipHost, subject: str, name: str, fault: Fault, words: str) -> None:
+    """20 mails during the fault are deferred with these words, and posted once it is over."""
+    limits(mx, WIDE)
+    with broken(mx, fault):
+        assert mx.send(mx.address(), subject=subject, count=20)["accepted"] == 20
+        assert wait(lambda: words in mx.sh("mailq"), 30), mx.sh("mailq")
+    flush_until(mx, subject, 20, 90)
+    report(mx, name, subject, 20)
