@@ -1,0 +1,76 @@
+"""An OAuth 2 token end point (RFC 6749) for Dovecot's users, and its tokeninfo.
+
+https://HOST:8443/token for clients, http://127.0.0.1:8081/tokeninfo for
+Dovecot. Knob: /run/token-seconds (how long a token is good). What it was asked stands
+in /var/log/tokens.log.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import socket
+import ssl
+import threading
+import time
+import urllib.parse
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+# Access tokens: the user and when they expire. Refresh tokens are good for one use.
+access: dict[str, tuple[str, float]] = {}
+USER = f"zulip@{socket.gethostname()}"
+refresh = {"the first refresh token": USER}
+CLIENT = ("zulip", "the client's secret")
+
+
+class Handler(BaseHTTPRequestHandler):
+    def answer(self, status: int, **fields: object) -> None:
+        body = json.dumps(fields).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_POST(self) -> None:
+        asked = dict(urllib.parse.parse_qsl(self.rfile.read(int(self.headers["Content-Length"])).decode()))
+        with Path("/var/log/tokens.log").open("a") as log:
+            log.write(f"{asked.get('grant_type')}\n")
+        if (asked.get("client_id"), asked.get("client_secret")) != CLIENT:
+            self.answer(401, error="invalid_client")
+            return
+        more = {}
+        if asked["grant_type"] == "client_credentials":
+            user = USER
+        elif asked.get("refresh_token") in refresh:
+            user = refresh.pop(asked["refresh_token"])
+            more["refresh_token"] = secrets.token_urlsafe()
+            refresh[more["refresh_token"]] = user
+        else:
+            self.answer(400, error="invalid_grant", error_description="The refresh token is unknown or was used.")
+            return
+        knob = Path("/run/token-seconds")
+        seconds = float(knob.read_text()) if knob.exists() else 3600
+        token = secrets.token_urlsafe()
+        access[token] = (user, time.time() + seconds)
+        self.answer(200, access_token=token, token_type="Bearer", expires_in=int(seconds), **more)
+
+    def do_GET(self) -> None:
+        token = urllib.parse.parse_qs(urllib.parse.urlsplit(self.path).query).get("access_token", [""])[0]
+        user, expires = access.get(token, ("", 0.0))
+        if expires > time.time():
+            self.answer(200, username=user, active="true")
+        else:
+            self.answer(401, active="false")
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+public = ThreadingHTTPServer(("0.0.0.0", 8443), Handler)
+context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+context.load_cert_chain("/etc/ssl/imap.crt", "/etc/ssl/imap.key")
+public.socket = context.wrap_socket(public.socket, server_side=True)
+threading.Thread(target=public.serve_forever, daemon=True).start()
+ThreadingHTTPServer(("127.0.0.1", 8081), Handler).serve_forever()

@@ -1,0 +1,176 @@
+"""The gateway's own engine: at once, cheap, and nothing lost or posted twice."""
+
+from __future__ import annotations
+
+import random
+import statistics
+import time
+from collections import Counter
+
+import pytest
+from conftest import ZulipHost, tell, wait
+from figures import ZULIP_DOWN, broken, clean
+from imap_inbox import Inbox
+
+POLL = "zulip-email-gateway-poll"
+
+
+@pytest.fixture
+def mx(host) -> ZulipHost:
+    return host("mx1")
+
+
+@pytest.fixture
+def inbox(mx, host) -> Inbox:
+    one = Inbox(clean(mx), host("imap1"))
+    one.empty()
+    return one
+
+
+def all_posted(
+    mx: ZulipHost, inbox: Inbox, name: str, subject: str, sent: int, seconds: float = 60, in_doubt: int = 0
+) -> None:
+    """Each once (but for so many hand-overs in doubt), none dropped, and the inbox is empty."""
+    wait(lambda: len({message["topic"] for message in mx.messages(subject)}) >= sent and not inbox.count(), seconds)
+    topics = Counter(message["topic"] for message in mx.messages(subject))
+    twice = sum(count - 1 for count in topics.values())
+    dropped = len(mx.state()["dropped"])
+    tell(f"{name}: sent {sent}, posted {len(topics)}, twice {twice}, dropped by Zulip {dropped}")
+    journal = mx.sh(f"journalctl -u {POLL} -n 30 --no-pager")
+    assert (len(topics), dropped, inbox.count()) == (sent, 0, 0), journal
+    assert twice <= in_doubt
+
+
+def test_at_once(mx, inbox, subject):
+    subjects = [f"{subject} {number}" for number in range(10)]
+    began = dict(zip(subjects, inbox.append(*subjects, pause=1.0), strict=True))
+    posted = {message["topic"]: message["at"] for message in mx.wait_for(subject, 10)}
+    times = sorted(posted[one] - began[one] for one in subjects)
+    tell(f"from APPEND to posted: median {statistics.median(times):.2f} s, slowest {times[-1]:.2f} s (10 mails)")
+    assert statistics.median(times) < 2
+    assert wait(lambda: not inbox.count(), 10)
+
+
+def test_a_reply_does_not_wait_behind_a_flood(mx, inbox, subject):
+    inbox.append(*[f"{subject} {number}" for number in range(70)])
+    assert wait(lambda: len(mx.messages(subject)) >= 45, 60)
+    (began,) = inbox.append("a reply", to=inbox.reply)
+    before = len(mx.messages("lunch"))
+    replies = wait(lambda: found if len(found := mx.messages("lunch")) > before else None, 20)
+    assert replies and replies[-1]["at"] - began < 5
+    all_posted(mx, inbox, "flood of 70, at Zulip's own limits", subject, 70, 120)
+
+
+def test_idle_costs_nothing(mx, inbox):
+    pid = mx.sh(f"systemctl show -P MainPID {POLL}").strip()
+    time.sleep(5)
+
+    def seconds() -> float:
+        return sum(int(line.split()[0]) for line in mx.sh(f"cat /proc/{pid}/task/*/schedstat").splitlines()) / 1e9
+
+    before = seconds()
+    time.sleep(60)
+    cost = seconds() - before
+    tell(f"idle for 60 s: {cost:.4f} CPU s")
+    assert cost < 0.05
+    assert mx.sh(f"systemctl show -P MainPID {POLL}").strip() == pid
+
+
+def test_connection_cut(mx, inbox, subject):
+    inbox.append(*[f"{subject} {number}" for number in range(10)])
+    inbox.imap.sh("doveadm kick '*' || true")
+    inbox.append(*[f"{subject} {number}" for number in range(10, 20)])
+    inbox.imap.sh("doveadm kick '*' || true")
+    all_posted(mx, inbox, "connection cut", subject, 20)
+
+
+def test_dovecot_restarted(mx, inbox, subject):
+    inbox.append(*[f"{subject} {number}" for number in range(10)])
+    inbox.imap.sh("systemctl stop dovecot; sleep 3; systemctl start dovecot")
+    inbox.append(*[f"{subject} {number}" for number in range(10, 20)])
+    all_posted(mx, inbox, "Dovecot restarted", subject, 20)
+
+
+def test_zulip_down(mx, inbox, subject):
+    with broken(mx, ZULIP_DOWN):
+        inbox.append(*[f"{subject} {number}" for number in range(20)])
+        assert wait(lambda: "HTTP 502" in mx.sh(f"journalctl -u {POLL} --since=-20s"), 20)
+        assert inbox.count() == 20
+    all_posted(mx, inbox, "Zulip down", subject, 20)
+
+
+POISON = {
+    "no address": "From: a@example.org\r\nTo: nobody@example.org\r\nSubject: S\r\n\r\nx\r\n",
+    "unknown token": "From: a@example.org\r\nTo: zulip+general.TOKEN@imap1.example.com\r\n\r\nx",
+    "garbage": "\x00\xff\xfe: \x01\r\n: :\r\n\r\n\x00",
+    "empty": "\r\n",
+}
+
+
+@pytest.mark.parametrize("name", POISON)
+def test_a_poison_mail_in_the_middle(mx, inbox, subject, name):
+    mails = [
+        f"From: user@example.org\r\nTo: {inbox.channel}\r\nSubject: {subject} {number}\r\n\r\nHello\r\n"
+        for number in range(20)
+    ]
+    inbox.put([*mails[:10], POISON[name].replace("TOKEN", "0" * 31 + "1"), *mails[10:]])
+    all_posted(mx, inbox, f"poison: {name}", subject, 20)
+    assert inbox.count("Zulip-Failed") == 1
+    assert "is now in Zulip-Failed" in mx.sh(f"journalctl -u {POLL} --since=-1min")
+
+
+@pytest.mark.parametrize("whom", ["main", "all"])
+def test_killed_during_delivery(mx, inbox, subject, whom):
+    """The service itself: none twice. With the process that is handing over, as in a power
+    cut: a mail whose answer nobody can have noted comes twice rather than not at all."""
+    mx.sh("echo 0.3 > /run/zulip-standin/answer-seconds")
+    rng = random.Random(3)
+    inbox.append(*[f"{subject} {number}" for number in range(20)])
+    kills = 0
+    while len(mx.messages(subject)) < 18 and kills < 4:
+        time.sleep(rng.uniform(0.05, 0.3))
+        kill = f"systemctl kill --signal=KILL --kill-whom={whom} {POLL}"
+        mx.sh(f"{kill}; systemctl reset-failed {POLL}; systemctl start {POLL}")
+        kills += 1
+    tell(f"killed {kills} times during delivery ({whom})")
+    assert kills >= 2
+    all_posted(mx, inbox, f"killed ({whom})", subject, 20, in_doubt=kills if whom == "all" else 0)
+
+
+def test_stopped_and_restarted_during_delivery(mx, inbox, subject):
+    """Asked to end, the service ends between two mails: none twice."""
+    inbox.append(*[f"{subject} {number}" for number in range(20)])
+    for _ in range(5):
+        time.sleep(0.4)
+        mx.sh(f"systemctl restart {POLL}")
+    all_posted(mx, inbox, "restarted", subject, 20)
+
+
+def test_what_was_accepted_before_a_crash_is_not_posted_again(mx, inbox, subject):
+    """As if it had been killed right between Zulip's answer and the removal."""
+    mx.sh(f"systemctl stop {POLL}")
+    inbox.append(subject)
+    uid = inbox.imap.sh(f"doveadm fetch -u {inbox.user} uid mailbox INBOX all").split()[-1]
+    status = inbox.imap.sh(f"doveadm mailbox status -u {inbox.user} uidvalidity INBOX")
+    validity = status.strip().rpartition("=")[2]
+    mx.sh(f"""echo '{{"since": 0, "slots": [], "counts": {{}}, "accepted": [[{validity}, {uid}]]}}' \
+        > /var/lib/zulip-email-gateway/state.json
+        chown zulip-email-gateway /var/lib/zulip-email-gateway/state.json; systemctl start {POLL}""")
+    assert wait(lambda: not inbox.count(), 20)
+    time.sleep(1)
+    assert mx.messages(subject) == []
+
+
+def test_one_instance_only(mx):
+    done = mx.host.run("timeout 30 zulip-email-gateway poll")
+    assert done.rc == 75 and "another process reads the inbox already" in done.stderr
+
+
+def test_no_secret_shows(mx, inbox):
+    shown = mx.sh(
+        f"journalctl -u {POLL} --no-pager; cat /etc/zulip-email-gateway/gateway.conf; zulip-email-gateway status"
+    )
+    assert inbox.password not in shown
+    assert inbox.channel.partition(".")[2].partition("@")[0] not in shown
+    file = mx.host.file("/etc/zulip-email-gateway/imap-secret")
+    assert (file.user, file.mode) == ("zulip-email-gateway", 0o400)
