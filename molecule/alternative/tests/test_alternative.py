@@ -1,0 +1,78 @@
+"""Every variable has the effect it is documented to have."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import yaml
+from conftest import PROJECT
+
+DOMAIN = "mail.alternative.example.com"
+
+
+@pytest.fixture
+def mx(host):
+    one = host("mx")
+    one.domain = DOMAIN
+    return one
+
+
+def test_all_variables_are_set_and_differ_from_their_defaults():
+    here = yaml.safe_load((PROJECT / "molecule/alternative/inventory.yml").read_text())["zulip"]["vars"]
+    # Of the test hosts, of other scenarios (polling, zulip11), and what site.yml fills in.
+    elsewhere = {"email_gateway_dns_servers", "email_gateway_zulip_server", "postfix_localmail_takeover"}
+    polling = ("_login", "_password", "_imap_", "_oauth_", "_polling_")
+    for role in ("email_gateway", "postfix_localmail"):
+        options = yaml.safe_load((PROJECT / f"roles/{role}/meta/argument_specs.yml").read_text())
+        for name, option in options["argument_specs"]["main"]["options"].items():
+            if (
+                name in elsewhere
+                or any(part in name for part in polling)
+                or (option.get("required") and role == "postfix_localmail")
+            ):
+                continue
+            assert name in here and here[name] != option.get("default"), name
+
+
+def test_pattern_with_a_user_part(mx, subject):
+    local = mx.address().partition("@")[0]
+    answer = mx.send(f"user+{local}@{DOMAIN}", f"USER+{local.upper()}@{DOMAIN}", f"{local}@{DOMAIN}", subject=subject)
+    assert (answer["accepted"], [code for _, code, _ in answer["refused"]]) == (2, [550])
+    assert {message["rcpt_to"] for message in mx.wait_for(subject, 2)} == {f"user+{local}@{DOMAIN}"}
+    reply = mx.reply_address()
+    assert mx.send(f"user+{reply}", text=subject)["accepted"] == 1
+    mx.wait_for("lunch")
+
+
+def test_windows_and_hosts(mx):
+    windows = json.loads(mx.sh("zulip-email-gateway status --json"))["windows"]
+    assert [(window["limit"], window["seconds"]) for window in windows] == [(20, 60), (250, 3600)]
+    stats = "/var/log/zulip/queue_stats/email_mirror.stats"
+    mx.sh(f"mv {stats} {stats}.aside")
+    shown = mx.sh("zulip-email-gateway status")
+    mx.sh(f"mv {stats}.aside {stats}")
+    assert "of 20 in 65 s" in shown and "email_mirror.stats is missing or makes no sense" in shown
+
+
+def test_values_reach_the_program_and_postfix(mx):
+    conf = mx.sh("cat /etc/zulip-email-gateway/gateway.conf")
+    for line in ("timeout = 10", "max_wait = 30", "max_mib = 1", "days = 2"):
+        assert f"\n{line}\n" in conf
+    assert mx.sh("postconf -h message_size_limit zulip_time_limit").split() == ["1000000", "600"]
+
+
+def test_size_limit(mx):
+    local = mx.address().partition("@")[0]
+    [[_, code, _]] = mx.send(f"user+{local}@{DOMAIN}", size=1_100_000)["refused"]
+    assert code == 552
+
+
+def test_mail_of_the_hosts_own_programs_comes_to_its_users(mx, subject):
+    mx.sh(f"printf 'Subject: {subject}\n\nfrom cron\n' | sendmail root")
+    mx.sh(f"for i in $(seq 300); do grep -qs '{subject}' /var/mail/root && exit; sleep 0.2; done; mailq; exit 1")
+
+
+def test_the_missing_mx_record_was_a_warning(mx):
+    done = mx.play("--check")
+    assert done.returncode == 0 and f"WARNING: The MX record of {DOMAIN} does not point at" in done.stdout
