@@ -14,6 +14,7 @@ import zulip_info
 
 PROJECT = Path(__file__).parents[1]
 ROLES = ["email_gateway", "postfix_localmail"]
+USER = "zulip-email-gateway"
 
 
 def spec(role: str) -> dict[str, dict[str, object]]:
@@ -48,7 +49,7 @@ def make_zulip(folder: Path, **files: str) -> tuple[Path, Path]:
 
 
 def test_zulip_is_found(tmp_path):
-    found = zulip_info.zulip_info(*make_zulip(tmp_path))
+    found = zulip_info.zulip_info(*make_zulip(tmp_path), USER)
     assert (found["version"], found["here"], found["url"]) == ("6.0-dev+git", True, "https://127.0.0.1")
 
 
@@ -72,9 +73,9 @@ def test_the_way_into_zulip_is_found_by_looking(tmp_path, monkeypatch, answer, i
         (tmp_path / zulip_info.MAIL_SERVER).touch()
     if url is None:
         with pytest.raises(zulip_info.Unfit, match=f"Zulip {version} has no mail endpoint"):
-            zulip_info.zulip_info(*folders)
+            zulip_info.zulip_info(*folders, USER)
     else:
-        assert zulip_info.zulip_info(*folders)["url"] == url
+        assert zulip_info.zulip_info(*folders, USER)["url"] == url
 
 
 @pytest.mark.parametrize(("status", "found"), [(405, True), (404, False), (502, None)])
@@ -96,15 +97,15 @@ def test_the_endpoint_is_probed(status, found):
 
 
 def test_zulip_on_another_host(tmp_path):
-    found = zulip_info.zulip_info(tmp_path / "current", tmp_path, "zulip.example.com:25")
+    found = zulip_info.zulip_info(tmp_path / "current", tmp_path, USER, "zulip.example.com:25")
     assert (found["here"], found["url"]) == (False, "smtp://zulip.example.com:25")
     for wrong in ("zulip.example.com", "zulip.example.com:x", ":25", "a b:25"):
         with pytest.raises(zulip_info.Unfit, match="write it as HOST:PORT"):
-            zulip_info.zulip_info(tmp_path / "current", tmp_path, wrong)
+            zulip_info.zulip_info(tmp_path / "current", tmp_path, USER, wrong)
     with pytest.raises(zulip_info.Unfit, match=r"Zulip 6\.0-dev.git takes mail from its own host only"):
-        zulip_info.zulip_info(*make_zulip(tmp_path), "zulip.example.com:25")
+        zulip_info.zulip_info(*make_zulip(tmp_path), USER, "zulip.example.com:25")
     with pytest.raises(zulip_info.Unfit, match=r"this host has Zulip 11\.1 itself"):
-        zulip_info.zulip_info(*make_zulip(tmp_path, **{"version.py": 'ZULIP_VERSION = "11.1"'}), "zulip:25")
+        zulip_info.zulip_info(*make_zulip(tmp_path, **{"version.py": 'ZULIP_VERSION = "11.1"'}), USER, "zulip:25")
 
 
 @pytest.mark.parametrize(
@@ -119,7 +120,7 @@ def test_zulip_on_another_host(tmp_path):
 )
 def test_http_only_and_port(tmp_path, server, url):
     conf = f"[machine]\npuppet_classes = x\n[application_server]\n{server}\n"
-    assert zulip_info.zulip_info(*make_zulip(tmp_path, **{"zulip.conf": conf}))["url"] == url
+    assert zulip_info.zulip_info(*make_zulip(tmp_path, **{"zulip.conf": conf}), USER)["url"] == url
 
 
 @pytest.mark.parametrize(
@@ -139,13 +140,13 @@ def test_http_only_and_port(tmp_path, server, url):
 )
 def test_faults_of_zulips_files_are_named(tmp_path, file, text, words):
     with pytest.raises(zulip_info.Unfit) as caught:
-        zulip_info.zulip_info(*make_zulip(tmp_path, **{file: text}))
+        zulip_info.zulip_info(*make_zulip(tmp_path, **{file: text}), USER)
     assert words in str(caught.value)
 
 
 def test_no_zulip(tmp_path):
     with pytest.raises(zulip_info.Unfit, match="no Zulip on this host"):
-        zulip_info.zulip_info(tmp_path / "current", tmp_path)
+        zulip_info.zulip_info(tmp_path / "current", tmp_path, USER)
 
 
 @pytest.mark.parametrize(
@@ -160,3 +161,12 @@ def test_no_zulip(tmp_path):
 def test_the_class_is_taken_out_of_the_line(line, without):
     text = yaml.safe_load((PROJECT / "roles/email_gateway/vars/main.yml").read_text())["__email_gateway_class_in_line"]
     assert re.sub(jinja2.Environment().from_string(text).render(), "", line) == without
+
+
+def test_folders_that_are_closed_to_the_gateway(tmp_path):
+    """By mode while there is no such user, by trying where there is one."""
+    for name, mode in (("open", 0o755), ("closed", 0o750)):
+        (tmp_path / name).mkdir(mode=mode)
+    tmp_path.chmod(0o755)
+    folders = [str(tmp_path / name) for name in ("open", "closed", "missing")]
+    assert zulip_info.closed_to("no-such-user-here", folders) == [folders[1]]

@@ -42,6 +42,8 @@ S
 chown zulip:zulip /etc/zulip/zulip-secrets.conf /etc/zulip/settings.py
 chmod 640 /etc/zulip/zulip-secrets.conf
 chown -R zulip:zulip /home/zulip /var/lib/zulip-standin /var/log/zulip
+# As Zulip's Puppet keeps them (puppet/zulip: profile/base.pp, app_frontend_base.pp).
+chmod 750 /var/log/zulip /var/log/zulip/queue_stats /var/log/zulip/queue_error
 
 cat > /etc/systemd/system/zulip-web.service <<'S'
 [Unit]

@@ -6,9 +6,13 @@ from __future__ import annotations
 import ast
 import configparser
 import http.client
+import pwd
 import re
 import ssl
+import stat
+import subprocess
 import urllib.parse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +36,17 @@ options:
   server:
     description: HOST:PORT of the mail server of a Zulip on another host; this host must have none.
     type: str
+  user:
+    description: The gateway's user, who need not exist yet.
+    type: str
+    required: true
 author: The Zulip email gateway maintainers
 """
 
 EXAMPLES = r"""
 - name: Find Zulip
   zulip_info:
+    user: zulip-email-gateway
   register: zulip
 """
 
@@ -74,6 +83,11 @@ has_block:
   description: Whether settings.py has the gateway's block.
   type: bool
   returned: success
+closed:
+  description: The folders on the way to what Zulip's worker tells of the mail that the gateway's user can not pass.
+  type: list
+  elements: str
+  returned: success
 url:
   description: Where mail goes into Zulip. http(s) is its web server (up to 10), smtp its mail server (11 and later).
   type: str
@@ -87,6 +101,8 @@ MAIL_SERVER = "zerver/management/commands/email_server.py"
 # Where the gateway's unit lets that server listen.
 MAIL_SERVER_URL = "smtp://127.0.0.1:10525"
 LAST_WITH_ENDPOINT = 10
+# What Zulip's worker tells of the mail stands in these, which its Puppet keeps to its own user.
+WORKER_FOLDERS = ("/var/log/zulip", "/var/log/zulip/queue_stats", "/var/log/zulip/queue_error")
 
 # By this the gateway knows its own files.
 MARK = "Zulip email gateway"
@@ -225,10 +241,11 @@ def elsewhere(server: str, deployment: Path) -> dict[str, Any]:
         "cron": "",
         "password_kept": False,
         "has_block": False,
+        "closed": [],
     }
 
 
-def zulip_info(deployment: Path, etc: Path, server: str | None = None) -> dict[str, Any]:
+def zulip_info(deployment: Path, etc: Path, user: str, server: str | None = None) -> dict[str, Any]:
     """Everything the module returns; raises Unfit."""
     if server:
         return elsewhere(server, deployment)
@@ -249,7 +266,19 @@ def zulip_info(deployment: Path, etc: Path, server: str | None = None) -> dict[s
         "cron": cron_of(etc.parent / "cron.d/email-mirror"),
         "password_kept": (kept.parent / "zulip-secrets.conf-line").exists(),
         "has_block": MARK in (etc / "settings.py").read_text(encoding="utf-8"),
+        "closed": closed_to(user),
     }
+
+
+def closed_to(user: str, folders: Sequence[str] = WORKER_FOLDERS) -> list[str]:
+    """Those of `folders` that the user can not pass; by their mode if there is no such user yet."""
+    there = [folder for folder in folders if Path(folder).is_dir()]
+    try:
+        pwd.getpwnam(user)
+    except KeyError:
+        return [folder for folder in there if not Path(folder).stat().st_mode & stat.S_IXOTH]
+    passes = ("runuser", "-u", user, "--", "test", "-x")
+    return [folder for folder in there if subprocess.run((*passes, folder), check=False).returncode]
 
 
 def cron_of(path: Path) -> str:
@@ -271,12 +300,13 @@ def main() -> None:
             "deployment": {"type": "path", "default": "/home/zulip/deployments/current"},
             "etc": {"type": "path", "default": "/etc/zulip"},
             "server": {"type": "str"},
+            "user": {"type": "str", "required": True},
         },
         supports_check_mode=True,
     )
     options = module.params
     try:
-        facts = zulip_info(Path(options["deployment"]), Path(options["etc"]), options["server"])
+        facts = zulip_info(Path(options["deployment"]), Path(options["etc"]), options["user"], options["server"])
         module.exit_json(changed=False, **facts)
     except Unfit as error:
         module.fail_json(msg=str(error))
