@@ -16,7 +16,7 @@ from email_gateway.verdict import Deferred, Delivered, Refused
 from test_addresses import TOKEN
 from test_config import make_config
 
-MAIL = Envelope(f"general.{TOKEN}@example.com", uid=(7, 1))
+MAIL = Envelope(f"general.{TOKEN}@example.com", uid=("inbox", 1))
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def zulip(monkeypatch):
 def test_the_verdict_comes_back(gateway, zulip, verdict):
     zulip(lambda: verdict)
     assert deliver_apart(gateway, MAIL, b"Subject: S\n\nx") == verdict
-    assert gateway.state.look().get("accepted", []) == ([[7, 1]] if isinstance(verdict, Delivered) else [])
+    assert gateway.state.look().get("accepted", []) == ([["inbox", 1]] if isinstance(verdict, Delivered) else [])
     assert list(gateway.quarantine.items()) == []
 
 
@@ -55,7 +55,7 @@ def test_what_is_killed_in_the_middle_of_a_hand_over_has_still_written_it_down(g
     end = time.monotonic() + 10
     while not gateway.state.look().get("accepted") and time.monotonic() < end:
         time.sleep(0.05)
-    assert gateway.state.look()["accepted"] == [[7, 1]]
+    assert gateway.state.look()["accepted"] == [["inbox", 1]]
 
 
 def test_a_child_that_is_killed_defers(gateway, zulip):

@@ -99,6 +99,7 @@ UNKNOWN = "550 5.1.1 Bad destination mailbox address: Bad stream token from emai
         ({"RCPT": "450 4.2.0 <general." + "a1" * 16 + "@x> greylisted"}, Deferred, "4.3.2", "general.a1a1...@x", False),
         ({".": "554 5.1.1 no verdict here"}, Deferred, "4.3.2", "answers 554", True),
         ({".": "552 Error: Too much mail data"}, Refused, "5.3.4", "too large", False),
+        ({".": "552 5.2.2 The mailbox is full"}, Deferred, "4.3.2", "answers 552 5.2.2", True),
         ({".": None}, Deferred, "4.4.2", "broke", True),
         ({".": "..."}, Deferred, "4.4.2", "did not answer", True),
         ({"QUIT": None}, Delivered, "2.0.0", "accepted", False),

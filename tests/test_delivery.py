@@ -144,6 +144,21 @@ def test_quarantine_is_bounded_by_size_and_age(tmp_path):
     assert store.items() == []
 
 
+def test_quarantine_leaves_nothing_of_a_copy_that_has_no_room(tmp_path, monkeypatch):
+    store = Quarantine(tmp_path / "q", max_bytes=25, max_days=1)
+    write = Quarantine._write
+
+    def full(self, name, content):
+        write(self, name, content)
+        if name.endswith(".json"):
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Quarantine, "_write", full)
+    with pytest.raises(Trouble, match="No space left on device"):
+        store.keep(b"x", CHANNEL, "", "", "no")
+    assert list((tmp_path / "q").iterdir()) == []
+
+
 def failed(gateway, *mails):
     with gateway.config.queue_errors.open("a") as file:
         for mail in mails:
@@ -197,6 +212,21 @@ def test_recovery_says_what_it_can_not_read(gateway, monkeypatch):
     monkeypatch.setattr(Path, "stat", denied)
     with pytest.raises(Trouble, match=r"cannot read .*email_mirror.errors: Permission denied"):
         Recovery(gateway).run()
+
+
+def test_recovery_killed_between_two_mails_of_a_line_goes_on_with_the_next(gateway):
+    Recovery(gateway).run()
+    failed(gateway, b"one", b"two")
+    text = gateway.config.queue_errors.read_text().splitlines()
+    together = [json.loads(line.partition("\t")[2])[0] for line in text]
+    gateway.config.queue_errors.write_text(f"Mon Nov 23 02:38:00 2026\t{json.dumps(together)}\n")
+    gateway.answers = [Delivered(), Deferred("4.3.2", "HTTP 502", "down"), Delivered()]
+    with pytest.raises(Trouble, match="down"):
+        Recovery(gateway).run()
+    Recovery(gateway).run()
+    Recovery(gateway).run()
+    assert [message for _, message in gateway.handed] == [b"one", b"two", b"two"]
+    assert gateway.quarantine.items() == []
 
 
 def test_recovery_waits_for_zulip_and_goes_on(gateway):

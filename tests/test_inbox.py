@@ -23,7 +23,7 @@ NO_ROOM = Deferred("4.7.28", "rate limit", "later")
 class Folder:
     """A folder as Mailbox shows it: recipients by UID."""
 
-    uidvalidity = 7
+    identity = "zulip@example.com imap.example.com INBOX 7"
 
     def __init__(self, *recipients: str) -> None:
         self.mails = dict(enumerate(recipients, 1))
@@ -71,6 +71,15 @@ def inbox(tmp_path: Path, monkeypatch):
     return made
 
 
+def test_another_inbox_has_the_same_uids(inbox):
+    """What Zulip accepted from the former one says nothing about this one's mail."""
+    with inbox._gateway.state.change() as data:
+        data["accepted"] = [["zulip@example.org imap.example.org INBOX 7", 1]]
+    folder = Folder(CHANNEL)
+    inbox.take_all(folder)
+    assert inbox.handed == [CHANNEL] and folder.mails == {}
+
+
 def test_what_is_accepted_leaves_the_inbox(inbox):
     folder = Folder(CHANNEL, REPLY)
     assert inbox.take_all(folder)[1:] == (2, 0, False)
@@ -81,7 +90,8 @@ def test_what_is_accepted_leaves_the_inbox(inbox):
 def test_what_was_accepted_before_a_crash_is_only_removed(inbox):
     folder = Folder(CHANNEL, CHANNEL)
     with inbox._gateway.state.change() as data:
-        data["accepted"] = [[7, 1], [7, 99], [6, 2]]  # this one, one that is gone, one of a former folder
+        here, former = Folder.identity, "zulip@example.com imap.example.com INBOX 6"
+        data["accepted"] = [[here, 1], [here, 99], [former, 2]]  # this one, one that is gone, one of a former folder
     assert inbox.take_all(folder)[1:] == (2, 0, False)
     assert len(inbox.handed) == 1 and inbox._gateway.state.look()["accepted"] == []
 
@@ -91,7 +101,7 @@ def test_a_crash_after_the_answer_leaves_a_note(inbox, monkeypatch):
     monkeypatch.setattr(folder, "remove", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         inbox.take_all(folder)
-    assert inbox._gateway.state.look()["accepted"] == [[7, 1]]
+    assert inbox._gateway.state.look()["accepted"] == [[Folder.identity, 1]]
 
 
 def test_what_can_not_be_posted_is_set_aside_and_the_rest_goes_on(inbox):

@@ -20,6 +20,8 @@ from .verdict import RATE_LIMITED, Deferred, Delivered, Refused, Verdict, on_add
 _MAX_LINE = 998
 # Zulip's verdicts on an address, by enhanced status code.
 _VERDICTS = {"5.1.1": "Bad destination mailbox address", "5.7.1": "Permission denied"}
+# What aiosmtpd says of a message over its limit (its smtp.py), code and status aside.
+_TOO_MUCH = "Too much mail data"
 _LINE_END = re.compile(rb"\r\n|\r|\n")
 
 
@@ -109,7 +111,8 @@ class SmtpBackend:
         return self._other(code, answer)
 
     def _after_data(self, code: int, answer: bytes | str) -> Verdict:
-        if code == 552:
+        # With aiosmtpd's own words: from another server 552 can also mean a full mailbox.
+        if code == 552 and _text(answer).endswith(_TOO_MUCH):
             return _too_large(_text(answer))
         verdict = self._other(code, answer)
         return verdict._replace(in_doubt=True)  # the RCPT was counted

@@ -25,13 +25,13 @@ OTHER_PATTERN = "other pattern"
 class Envelope(NamedTuple):
     """What is known of a mail besides its text.
 
-    uid: where an inbox has it, (UIDVALIDITY, UID); None for other doors.
+    uid: where an inbox has it, (which folder, UID); None for other doors.
     """
 
     recipient: str
     sender: str = ""
     queue_id: str = ""
-    uid: tuple[int, int] | None = None
+    uid: tuple[str, int] | None = None
 
 
 class Attempt(NamedTuple):

@@ -84,7 +84,7 @@ class Inbox:
         self._imap = gateway.config.imap
         gateway.pace.max_wait = MAX_WAIT
         self._tokens = _tokens(self._imap, gateway.config.state_dir, gateway.config.timeout)
-        self._uidvalidity = 0
+        self._identity = ""
         # The recipients of what still waits, by UID.
         self._recipients: dict[int, str | None] = {}
         # What they wait for, the one tried last at the end; so the journal has it once.
@@ -145,8 +145,8 @@ class Inbox:
 
     def _serve(self, mailbox: Mailbox) -> None:
         """Rounds through the inbox; ends with Trouble when the session breaks."""
-        if mailbox.uidvalidity != self._uidvalidity:
-            self._uidvalidity = mailbox.uidvalidity
+        if mailbox.identity != self._identity:
+            self._identity = mailbox.identity
             self._recipients.clear()
             self._waiting_for.clear()
         self._stuck.clear()
@@ -232,7 +232,7 @@ class Inbox:
         if recipient is None:
             self._set_aside(mailbox, uid, "no address of this Zulip in its header")
             return None
-        envelope = Envelope(recipient, uid=(mailbox.uidvalidity, uid))
+        envelope = Envelope(recipient, uid=(mailbox.identity, uid))
         verdict = deliver_apart(self._gateway, envelope, message)
         if isinstance(verdict, Delivered):
             self._remove(mailbox, uid)
@@ -277,7 +277,7 @@ class Inbox:
     def _accepted(self, mailbox: Mailbox, uids: list[int]) -> set[int]:
         """What Zulip has accepted and the inbox still has; forgets what it has no more."""
         noted = self._gateway.state.look().get("accepted", [])
-        there = [one for one in noted if one[0] == mailbox.uidvalidity and one[1] in uids]
+        there = [one for one in noted if one[0] == mailbox.identity and one[1] in uids]
         if there != noted:
             with self._gateway.state.change() as data:
                 data["accepted"] = there
@@ -286,7 +286,7 @@ class Inbox:
     def _remove(self, mailbox: Mailbox, uid: int) -> None:
         mailbox.remove(uid)
         with self._gateway.state.change() as data:
-            data["accepted"] = [one for one in data.get("accepted", []) if one != [mailbox.uidvalidity, uid]]
+            data["accepted"] = [one for one in data.get("accepted", []) if one != [mailbox.identity, uid]]
 
 
 def _say(text: str) -> None:

@@ -43,7 +43,8 @@ class Mailbox:
         self._box = self._connect(timeout)
         try:
             self._log_in(tokens)
-            self.uidvalidity = self._open(imap.folder)
+            # Which folder it is: UIDVALIDITY alone is the same in many inboxes.
+            self.identity = f"{imap.login} {imap.server} {imap.folder} {self._open(imap.folder)}"
             self._capabilities = {str(name).upper() for name in self._box.client.capabilities}
             _, answer = self._box.client.capability()  # what it can do often differs after the log in
             self._capabilities |= set(answer[0].decode("ascii", "replace").upper().split())

@@ -11,6 +11,7 @@ import os
 import secrets
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -49,6 +50,7 @@ class Quarantine:
             self._write(name + ".eml", message)
             self._write(name + ".json", json.dumps(item._asdict()).encode())
         except OSError as error:
+            self._forget(name)  # or each new try would fill the disk further
             raise Trouble(
                 "4.3.0", "state", f"cannot keep a copy in {self._folder}: {error.strerror}; look at its free space"
             ) from error
@@ -72,8 +74,7 @@ class Quarantine:
 
     def remove(self, item: Item) -> None:
         """Forget a mail for good."""
-        for suffix in (".json", ".eml"):
-            (self._folder / (item.id + suffix)).unlink(missing_ok=True)
+        self._forget(item.id)
 
     def purge(self, older_than_days: float) -> int:
         """Remove what was refused longer ago than that; how many."""
@@ -96,6 +97,11 @@ class Quarantine:
                 yield Item(**json.loads(path.read_text(encoding="utf-8")))
             except (OSError, ValueError, TypeError):
                 continue  # removed meanwhile, or not ours
+
+    def _forget(self, name: str) -> None:
+        for suffix in (".json", ".eml"):
+            with suppress(FileNotFoundError, NotADirectoryError):
+                (self._folder / (name + suffix)).unlink()
 
     def _write(self, name: str, content: bytes) -> None:
         descriptor = os.open(self._folder / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)

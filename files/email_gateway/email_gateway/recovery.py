@@ -40,17 +40,20 @@ class Recovery:
         not be read or the mail can not be handed over now: the next run goes on
         from there.
         """
+        inode, size = self._stat()
+        beginning = {"inode": inode, "offset": size, "done": 0, "again": [], "counts": {}}
         with self._gateway.recovered.change() as data:
-            if "recovery" not in data:
-                inode, size = self._stat()
-                data["recovery"] = {"inode": inode, "offset": size, "again": [], "counts": {}}
-            recovery = data["recovery"]
+            recovery = data.setdefault("recovery", beginning)
+            if inode and (inode != recovery["inode"] or size < recovery["offset"]):
+                recovery.update(inode=inode, offset=0, done=0)  # a new file
         told = []
-        for line, end, inode in self._lines(recovery):
-            for mail in _mails(line):
-                told.append(self._again(mail))
+        # How many mails of the first line are done, if the last run ended in the middle of it.
+        done = recovery["done"]
+        for line, end in self._lines(recovery):
+            told += [self._again(mail) for mail in _mails(line)[done:]]
+            done = 0
             with self._gateway.recovered.change() as data:
-                data["recovery"].update(inode=inode, offset=end)
+                data["recovery"].update(offset=end, done=0)
         return told
 
     def _again(self, mail: dict[str, Any]) -> str:
@@ -81,13 +84,15 @@ class Recovery:
         return f"mail of {len(message)} bytes for {redact(recipient)}: now in quarantine: {redact(why)}"
 
     def _note(self, outcome: str, mark: str | None = None) -> None:
+        """All at one stroke: a mail that is marked is never taken up from the same line again."""
         with self._gateway.recovered.change() as data:
             recovery = data["recovery"]
             recovery["counts"][outcome] = recovery["counts"].get(outcome, 0) + 1
+            recovery["done"] += 1
             if mark is not None:
                 recovery["again"] = [*recovery["again"], mark][-_REMEMBERED:]
 
-    def _lines(self, recovery: dict[str, Any]) -> Iterator[tuple[bytes, int, int]]:
+    def _lines(self, recovery: dict[str, Any]) -> Iterator[tuple[bytes, int]]:
         """Complete lines after the known position, with the position behind each."""
         try:
             file = open(self._path, "rb")  # noqa: SIM115 - closed below
@@ -96,11 +101,11 @@ class Recovery:
         except OSError as error:
             raise self._unreadable(error) from error
         with file:
-            status = os.fstat(file.fileno())
-            same = status.st_ino == recovery["inode"] and status.st_size >= recovery["offset"]
-            file.seek(recovery["offset"] if same else 0)
+            if os.fstat(file.fileno()).st_ino != recovery["inode"]:
+                return  # replaced just now
+            file.seek(recovery["offset"])
             while (line := file.readline()).endswith(b"\n"):
-                yield line, file.tell(), status.st_ino
+                yield line, file.tell()
 
     def _stat(self) -> tuple[int, int]:
         """Inode and size (bytes); 0 while there is no such file."""

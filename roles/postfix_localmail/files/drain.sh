@@ -14,6 +14,8 @@ open_again() { postconf -e 'master_service_disable ='; postfix reload 2>/dev/nul
 # Debian 12's unit does not know that Postfix has died: it would not start it.
 postfix status 2>/dev/null || systemctl restart postfix
 trap open_again EXIT
+# A shell that is ended by a signal does not run that trap by itself.
+trap 'exit 1' HUP INT TERM PIPE
 postconf -e 'master_service_disable = inet'
 postfix reload 2>/dev/null
 echo "port 25 is closed"
