@@ -11,6 +11,8 @@ import jinja2
 import pytest
 import yaml
 import zulip_info
+from email_gateway.delivery import Gateway
+from test_config import make_config
 
 PROJECT = Path(__file__).parents[1]
 ROLES = ["email_gateway", "postfix_localmail"]
@@ -161,6 +163,31 @@ def test_no_zulip(tmp_path):
 def test_the_class_is_taken_out_of_the_line(line, without):
     text = yaml.safe_load((PROJECT / "roles/email_gateway/vars/main.yml").read_text())["__email_gateway_class_in_line"]
     assert re.sub(jinja2.Environment().from_string(text).render(), "", line) == without
+
+
+@pytest.mark.parametrize(
+    ("text", "host"),
+    [
+        ("", ""),
+        ('EMAIL_HOST = "localhost"\n', "localhost"),
+        ('EMAIL_HOST: str = "localhost"\nEMAIL_PORT = 25\n', "localhost"),
+        ('EMAIL_HOST = "localhost"\nEMAIL_PORT = 587\n', ""),
+        ('EMAIL_HOST = "smtp.example.com"\nEMAIL_HOST = os.environ["X"]\n', "smtp.example.com"),
+    ],
+)
+def test_where_zulip_sends_its_own_mail(tmp_path, text, host):
+    found = zulip_info.zulip_info(*make_zulip(tmp_path, **{"settings.py": text}), USER)
+    assert found["email_host"] == host
+
+
+def test_the_deadline_is_the_same_on_both_sides(tmp_path):
+    """Postfix ends a delivery after twice the time the program takes at most."""
+    text = yaml.safe_load((PROJECT / "roles/email_gateway/vars/main.yml").read_text())["__email_gateway_facts"][
+        "deadline"
+    ]
+    config = make_config(tmp_path)
+    asked = {"email_gateway_rate_limit_max_wait": config.max_wait, "email_gateway_timeout": config.timeout}
+    assert float(jinja2.Environment().from_string(text).render(asked)) == Gateway(config).deadline
 
 
 def test_folders_that_are_closed_to_the_gateway(tmp_path):

@@ -115,9 +115,7 @@ def instead_of(unit: str, port: int, script: Path, mode: str) -> Fault:
 
 
 NGINX_DOWN = stopped("nginx")
-ZULIP_DOWN = Fault(
-    "systemctl stop zulip-web", "systemctl start zulip-web; until [ -S /run/zulip-web/socket ]; do sleep 0.1; done"
-)
+ZULIP_DOWN = stopped("zulip-web")
 REDIS_DOWN = Fault("touch /run/zulip-standin/redis-down", "rm /run/zulip-standin/redis-down")
 
 

@@ -21,7 +21,12 @@ def mx(host):
 def test_all_variables_are_set_and_differ_from_their_defaults():
     here = yaml.safe_load((PROJECT / "molecule/alternative/inventory.yml").read_text())["zulip"]["vars"]
     # Of the test hosts, of other scenarios (polling, zulip11), and what site.yml fills in.
-    elsewhere = {"email_gateway_dns_servers", "email_gateway_zulip_server", "postfix_localmail_takeover"}
+    elsewhere = {
+        "email_gateway_dns_servers",
+        "email_gateway_zulip_server",
+        "postfix_localmail_takeover",
+        "postfix_localmail_zulip_sends_here",
+    }
     polling = ("_login", "_password", "_imap_", "_oauth_", "_polling_")
     for role in ("email_gateway", "postfix_localmail"):
         options = yaml.safe_load((PROJECT / f"roles/{role}/meta/argument_specs.yml").read_text())
@@ -59,7 +64,14 @@ def test_values_reach_the_program_and_postfix(mx):
     conf = mx.sh("cat /etc/zulip-email-gateway/gateway.conf")
     for line in ("timeout = 10", "max_wait = 30", "max_mib = 1", "days = 2"):
         assert f"\n{line}\n" in conf
-    assert mx.sh("postconf -h message_size_limit zulip_time_limit").split() == ["1000000", "600"]
+    assert mx.sh("postconf -h message_size_limit zulip_time_limit").split() == ["1000000", "120"]
+
+
+def test_the_hosts_own_programs_may_send_and_nobody_else(mx):
+    script = "import smtplib; s = smtplib.SMTP('127.0.0.1'); s.ehlo(); s.mail('a@example.com'); print(s.rcpt('{}')[0])"
+    assert mx.sh(f'python3 -c "{script.format("user@sender.example.org")}"').strip() == "250"
+    [[_, code, text]] = mx.send("user@sender.example.org")["refused"]
+    assert (code, "Relay access denied" in text) == (554, True)
 
 
 def test_size_limit(mx):

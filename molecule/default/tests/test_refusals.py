@@ -92,6 +92,20 @@ def test_a_class_that_can_not_be_taken_out(mx):
         mx.sh("mv /etc/zulip/zulip.conf.before /etc/zulip/zulip.conf")
 
 
+def test_zulip_sends_its_own_mail_through_this_host(mx):
+    mx.sh("cp -p /etc/zulip/settings.py /root/; echo 'EMAIL_HOST = \"localhost\"' >> /etc/zulip/settings.py")
+    try:
+        text = mx.refusal()
+        assert "see EMAIL_HOST in /etc/zulip/settings.py" in text and "postfix_localmail_outgoing: true" in text
+    finally:
+        mx.sh("cp -p /root/settings.py /etc/zulip/")
+
+
+def test_the_operating_system_is_not_supported(mx):
+    text = mx.refusal(__email_gateway_systems=["Debian 11"])
+    assert text == "mx12.example.com runs Debian 12. This gateway supports Debian 11, as Zulip does."
+
+
 def test_foreign_main_cf(mx):
     kept, aside = "/var/backups/zulip-email-gateway", "/var/backups/aside"
     mx.sh(f"mv {kept} {aside}; sed -i.before '/Zulip email gateway/d' /etc/postfix/main.cf")
@@ -121,9 +135,20 @@ def test_zulip_is_not_as_it_should_be(mx, spoil, words):
         mx.sh(f"rm -r {keep}; tar -xf /root/keep.tar -C /")
 
 
-def test_a_bad_main_cf_never_replaces_a_good_one(mx):
-    before = mx.sh("md5sum /etc/postfix/main.cf")
-    # Nothing an operator may set makes a bad one; so one is forced with a variable of the role's own.
-    done = mx.play(__postfix_localmail_database="hash:/etc/aliases\nno parameter")
-    assert done.returncode != 0 and "Write main.cf" in done.stdout, done.stdout[-2000:]
-    assert mx.sh("md5sum /etc/postfix/main.cf") == before
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({"__postfix_localmail_database": "hash:/etc/aliases\nno parameter"}, "missing '=' after attribute name"),
+        ({"__postfix_localmail_program": "/bin/false\nno service"}, 'invalid type field \\"service\\"'),
+        ({"__postfix_localmail_reply": "("}, "zulip_recipients, line "),
+    ],
+)
+def test_a_bad_configuration_never_replaces_a_good_one(mx, variables, words):
+    """Nothing an operator may set makes a bad one; so one is forced with a variable of the role's own."""
+    before = mx.sh("md5sum /etc/mailname /etc/postfix/*.cf /etc/postfix/zulip_*")
+    done = mx.play("--tags", "postfix", **variables)
+    assert done.returncode != 0 and "the new configuration is wrong, nothing was replaced" in done.stdout, done.stdout[
+        -2000:
+    ]
+    assert words in done.stdout
+    assert mx.sh("md5sum /etc/mailname /etc/postfix/*.cf /etc/postfix/zulip_*") == before

@@ -44,7 +44,7 @@ FAULTS = {
     "wrong secret": (
         Fault(
             f"sed -i.before 's/^shared_secret = ./shared_secret = x/' {SECRETS}; systemctl restart zulip-web",
-            f"mv {SECRETS}.before {SECRETS}; systemctl restart zulip-web; sleep 1",
+            f"mv {SECRETS}.before {SECRETS}; systemctl restart zulip-web",
         ),
         "shared secret has changed",
     ),
@@ -99,7 +99,6 @@ def test_postfix_stopped_and_host_restarted(mx, subject):
         wait(lambda: "HTTP 502" in mx.sh("mailq"), 20)
         mx.sh("systemctl stop postfix")
     testhosts.restart(mx.prefix, "mx2")
-    wait(lambda: mx.host.run("test -S /run/zulip-web/socket").rc == 0, 30)
     flush_until(mx, subject, 50, 90)
     report(mx, "restart", subject, 50)
 

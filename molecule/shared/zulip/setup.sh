@@ -50,6 +50,8 @@ cat > /etc/systemd/system/zulip-web.service <<'S'
 Description=Zulip's application server (stand-in)
 StartLimitIntervalSec=0
 [Service]
+# "systemctl start" returns when it listens; Zulip's restart-server does not wait for it.
+Type=notify
 User=zulip
 UMask=0000
 WorkingDirectory=/opt/zulip-standin

@@ -56,8 +56,10 @@ def install(folder: Path, modules: dict[str, str]) -> None:
     """Replace the folder as a whole: no process ever imports half of it."""
     draft = folder.with_name(folder.name + ".new")
     shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
-    draft.chmod(0o755)
+    for needed in (folder.parent, draft):
+        if not needed.exists():
+            needed.mkdir()
+            needed.chmod(0o755)
     for name, text in modules.items():
         (draft / name).write_text(text, encoding="utf-8")
         (draft / name).chmod(0o644)

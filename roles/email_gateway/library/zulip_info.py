@@ -13,6 +13,7 @@ import stat
 import subprocess
 import urllib.parse
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,10 @@ has_block:
   description: Whether settings.py has the gateway's block.
   type: bool
   returned: success
+email_host:
+  description: EMAIL_HOST in settings.py, if Zulip sends its own mail to port 25 there; else empty.
+  type: str
+  returned: success
 closed:
   description: The folders on the way to what Zulip's worker tells of the mail that the gateway's user can not pass.
   type: list
@@ -140,8 +145,11 @@ def conf_of(path: Path) -> dict[str, dict[str, str]]:
     return {section: dict(parser.items(section)) for section in parser.sections()}
 
 
-def check_settings(path: Path) -> None:
-    """settings.py has to be Python, and nothing may override the gateway's block."""
+def check_settings(path: Path) -> dict[str, Any]:
+    """settings.py has to be Python, and nothing may override the gateway's block.
+
+    Returns what is set there to a plain value.
+    """
     try:
         text = path.read_text(encoding="utf-8")
         lines, module = text.splitlines(), ast.parse(text, filename=str(path))
@@ -150,17 +158,22 @@ def check_settings(path: Path) -> None:
     except SyntaxError as error:
         line = (error.text or "").rstrip()
         raise Unfit(f"{path}, line {error.lineno}, is not valid Python: {line!r}; mend it first") from error
-    if END_OF_BLOCK not in lines:
-        return
-    end = lines.index(END_OF_BLOCK)
+    end = lines.index(END_OF_BLOCK) if END_OF_BLOCK in lines else len(lines)
+    values: dict[str, Any] = {}
     for node in ast.walk(module):
-        if not isinstance(node, ast.Assign) or node.lineno <= end:
+        if not isinstance(node, (ast.Assign, ast.AnnAssign)) or node.value is None:
             continue
-        if any(getattr(target, "id", "").startswith("EMAIL_GATEWAY_") for target in node.targets):
+        names = [
+            str(getattr(one, "id", "")) for one in (node.targets if isinstance(node, ast.Assign) else [node.target])
+        ]
+        with suppress(ValueError):
+            values |= dict.fromkeys(names, ast.literal_eval(node.value))
+        if node.lineno > end and any(name.startswith("EMAIL_GATEWAY_") for name in names):
             raise Unfit(
                 f"{path}, line {node.lineno}, overrides the gateway's block above it: {lines[node.lineno - 1]!r}; "
                 "remove that line and set it in the inventory"
             )
+    return values
 
 
 def url_of(conf: dict[str, dict[str, str]]) -> str:
@@ -242,6 +255,7 @@ def elsewhere(server: str, deployment: Path) -> dict[str, Any]:
         "password_kept": False,
         "has_block": False,
         "closed": [],
+        "email_host": "",
     }
 
 
@@ -251,7 +265,7 @@ def zulip_info(deployment: Path, etc: Path, user: str, server: str | None = None
         return elsewhere(server, deployment)
     version = version_of(deployment)
     conf = conf_of(etc / "zulip.conf")
-    check_settings(etc / "settings.py")
+    values = check_settings(etc / "settings.py")
     secrets = etc / "zulip-secrets.conf"
     if "shared_secret" not in conf_of(secrets).get("secrets", {}):
         raise Unfit(f"{secrets} has no shared_secret under [secrets]; is Zulip's installation complete?")
@@ -267,6 +281,8 @@ def zulip_info(deployment: Path, etc: Path, user: str, server: str | None = None
         "password_kept": (kept.parent / "zulip-secrets.conf-line").exists(),
         "has_block": MARK in (etc / "settings.py").read_text(encoding="utf-8"),
         "closed": closed_to(user),
+        # 25 is Django's default.
+        "email_host": values.get("EMAIL_HOST", "") if values.get("EMAIL_PORT", 25) == 25 else "",
     }
 
 

@@ -1,9 +1,9 @@
 #!/bin/sh
-# Prints as JSON what stands on this host: who holds port 25, whether Postfix is
-# installed, configured, and configured by us and for which mail domain, how many mails
-# wait in another mail system's queue, whether a copy of what was before is kept in folder
-# $1, and whether the delivery program is there. Changes nothing.
+# Prints as JSON what stands on this host. Changes nothing. Argument: the folder with the
+# copy of what was before.
 yes_if() { if "$@"; then echo true; else echo false; fi; }
+
+# Who holds port 25.
 holder=$(ss --no-header --listening --numeric --tcp --processes 'sport = :25' |
   grep -o '("[^"]*"' | tr -d '("' | sort -u | paste -sd, -)
 # Postfix' master shares the port with its smtpd processes.
@@ -12,16 +12,28 @@ case ",$holder," in *,master,*) holder=master ;; esac
 if [ -z "$holder" ] && [ -n "$(ss --no-header --listening --numeric --tcp 'sport = :25')" ]; then
   for name in exim4 master unknown; do holder=$name; ! pgrep -x "$name" >/dev/null || break; done
 fi
+
+# How many mails wait in the queue of a mail system that is not ours, and which one it is
+# (but for Postfix), whether it runs or not.
 ours=$(yes_if grep -qs 'Zulip email gateway' /etc/postfix/main.cf)
 waiting=0
 if [ -x /usr/sbin/postfix ] && [ "$ours" = false ]; then waiting=$(postqueue -j 2>/dev/null | wc -l)
 elif [ -x /usr/sbin/exim4 ]; then waiting=$(exim4 -bpc 2>/dev/null || echo 0); fi
-printf '{"holder": "%s", "installed": %s, "configured": %s, "ours": %s, "waiting": %s, "kept": %s, "program": %s, "domain": "%s"}\n' \
-  "$holder" \
-  "$(yes_if test -x /usr/sbin/postfix)" \
-  "$(yes_if test -e /etc/postfix/main.cf)" \
-  "$ours" \
-  "$waiting" \
-  "$(yes_if test -e "$1/complete")" \
-  "$(yes_if test -x /usr/local/bin/zulip-email-gateway)" \
-  "$(sed -n 's/^virtual_mailbox_domains = //p' /etc/postfix/main.cf 2>/dev/null)"
+other=$(dpkg-query --show --showformat='${db:Status-Status} ${Package} ${Provides}\n' |
+  sed -n 's/^installed \([^ ]*\) .*\bmail-transport-agent\b.*/\1/p' | grep -vx postfix | paste -sd, -)
+packages=$(dpkg-query --show --showformat='${db:Status-Status}\n' postfix ssl-cert 2>/dev/null | grep -cx installed)
+cat <<JSON
+{
+  "holder": "$holder",
+  "other": "$other",
+  "installed": $(yes_if test -x /usr/sbin/postfix),
+  "packages": $(yes_if test "$packages" = 2),
+  "configured": $(yes_if test -e /etc/postfix/main.cf),
+  "ours": $ours,
+  "pattern": "$(sed -n 's/^# EMAIL_GATEWAY_PATTERN = //p' /etc/postfix/main.cf 2>/dev/null)",
+  "waiting": $waiting,
+  "kept": $(yes_if test -e "$1/complete"),
+  "program": $(yes_if test -x /usr/local/bin/zulip-email-gateway),
+  "zulips_certificate": $(yes_if test -e /etc/ssl/private/zulip.key -a -e /etc/ssl/certs/zulip.combined-chain.crt)
+}
+JSON
