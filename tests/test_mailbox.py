@@ -9,6 +9,7 @@ import imap_tools
 import pytest
 from email_gateway.config import Imap
 from email_gateway.mailbox import Declined, Mailbox
+from email_gateway.verdict import Trouble
 
 
 def literal(uid: int, text: bytes) -> bytes:
@@ -30,6 +31,8 @@ def serve(listening: socket.socket) -> None:
         lines.flush()
         for line in lines:
             tag, _, command = line.partition(b" ")
+            if command.startswith(b"UID FETCH 7"):
+                continue  # no answer at all
             untagged = b"".join(answer for name, answer in ANSWERS.items() if command.startswith(name))
             good = not command.startswith(b"UID FETCH 5")
             lines.write(untagged + tag + (b" OK done\r\n" if good else b" NO [SERVERBUG] not today\r\n"))
@@ -41,7 +44,9 @@ def mailbox(monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as listening:
         threading.Thread(target=serve, args=(listening,), daemon=True).start()
         port = listening.getsockname()[1]
-        monkeypatch.setattr(Mailbox, "_connect", lambda *_: imap_tools.MailBoxUnencrypted("127.0.0.1", port))
+        monkeypatch.setattr(
+            Mailbox, "_connect", lambda *_: imap_tools.MailBoxUnencrypted("127.0.0.1", port, timeout=0.5)
+        )
         made = Mailbox(Imap("127.0.0.1", port, "implicit", "INBOX", "zulip", "", "", {"password": "x"}), None, 5)
         yield made
         made.close()
@@ -51,3 +56,8 @@ def test_a_mail_half_answered_is_not_taken_for_the_next(mailbox):
     with pytest.raises(Declined, match="declines FETCH"):
         mailbox.message(5)
     assert mailbox.message(6) == b"mail six"
+
+
+def test_a_silent_server_is_not_waited_for_for_ever(mailbox):
+    with pytest.raises(Trouble, match=r"the session with .* broke: .*timed out"):
+        mailbox.message(7)

@@ -197,3 +197,13 @@ def test_folders_that_are_closed_to_the_gateway(tmp_path):
     tmp_path.chmod(0o755)
     folders = [str(tmp_path / name) for name in ("open", "closed", "missing")]
     assert zulip_info.closed_to("no-such-user-here", folders) == [folders[1]]
+
+
+def test_the_example_inventory_sets_what_there_is():
+    """Also what it has in comments, to be switched on."""
+    text = (PROJECT / "inventory/example/group_vars/zulip.yml").read_text()
+    names = set(yaml.safe_load(text)) | set(re.findall(r"^# ([a-z_]+): ", text, re.MULTILINE))
+    assert names <= spec("email_gateway").keys()
+    assert {"zulip_puppet_classes", "email_gateway_mailname", "email_gateway_login"} <= names
+    (host,) = yaml.safe_load((PROJECT / "inventory/example/hosts.yml").read_text())["zulip"]["hosts"]
+    assert host == "zulip.example.com"

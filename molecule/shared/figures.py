@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+import testhosts
 from conftest import ZulipHost, tell, wait
 
 # Zulip's limits scaled down, so that a test is short.
@@ -127,3 +128,56 @@ def all_posted_after(mx: ZulipHost, subject: str, name: str, fault: Fault, words
         assert wait(lambda: words in mx.sh("mailq"), 30), mx.sh("mailq")
     flush_until(mx, subject, 20, 90)
     report(mx, name, subject, 20)
+
+
+# On the host itself and from before the first mail on, so that a slow test machine kills
+# as often as a fast one. By user: the name stands in the command line of pipe(8) as well.
+KILLER = r"""
+import random, subprocess, time
+rng, kills, end, flushed = random.Random(2), 0, time.monotonic() + 60, 0
+while kills < 20 and time.monotonic() < end:
+    time.sleep(rng.uniform(0.02, 0.15))
+    # Postfix leaves a transport that failed alone for a minute.
+    if time.monotonic() - flushed > 0.5:
+        flushed = time.monotonic()
+        subprocess.run(["postqueue", "-f"])
+    if subprocess.run(["pkill", "-KILL", "-u", "zulip-email-gateway", "-f", " deliver "]).returncode == 0:
+        kills += 1
+print(kills)
+"""
+
+
+def killed_at_random_moments(mx: ZulipHost, subject: str) -> None:
+    limits(mx, WIDE)
+    mx.sh(f"cat > /root/killer.py <<'EOF'\n{KILLER}\nEOF\n")
+    mx.sh("systemd-run --quiet --unit killer --property StandardOutput=file:/root/kills python3 /root/killer.py")
+    assert mx.send(mx.address(), subject=subject, count=100)["accepted"] == 100
+    wait(lambda: mx.host.run("systemctl is-active killer").rc != 0, 70)
+    flush_until(mx, subject, 100, 120)
+    kills = int(mx.sh("cat /root/kills"))
+    tell(f"killed {kills} times, {twice(mx, subject)} duplicates")
+    assert kills >= 10
+    report(mx, "killed", subject, 100)
+
+
+def postfix_stopped_and_host_restarted(mx: ZulipHost, subject: str, fault: Fault, words: str) -> None:
+    """50 mails in the queue during a fault that the restart ends."""
+    limits(mx, WIDE)
+    mx.sh(fault.spoil)
+    assert mx.send(mx.address(), subject=subject, count=50)["accepted"] == 50
+    assert wait(lambda: words in mx.sh("mailq"), 20), mx.sh("mailq")
+    mx.sh("systemctl stop postfix")
+    testhosts.restart(mx.prefix, mx.container.rpartition("-")[2])
+    flush_until(mx, subject, 50, 90)
+    report(mx, "restart", subject, 50)
+
+
+def replies_in_a_flood(mx: ZulipHost, number: int) -> float:
+    """Replies one after the other; how long the slowest took (seconds)."""
+    slowest, before = 0.0, len(mx.messages("lunch"))
+    for count in range(1, number + 1):
+        sent = mx.send(mx.reply_address(), text=f"reply {count}")
+        assert sent["accepted"] == 1
+        posted = mx.wait_for("lunch", before + count)[-1]["at"]
+        slowest = max(slowest, posted - sent["began"])
+    return slowest

@@ -195,7 +195,7 @@ def up(prefix: str, hosts: list[str]) -> None:
             f"install -d -m 700 /root/.ssh /run/sshd; echo '{public}' > /root/.ssh/authorized_keys",
         )
         if version == "none":
-            enter(container, "rm -rf /home/zulip/deployments /etc/zulip")
+            enter(container, "rm -rf /home/zulip/deployments /etc/zulip /etc/ssl/private/zulip.key")
             continue
         enter(container, "systemctl enable --quiet --now nginx zulip-web zulip-worker")
         if version != "6.0":

@@ -164,7 +164,9 @@ def _books(gateway: Gateway) -> Iterator[Finding]:
     owner = gateway.config.state_dir.owner()
     for path in (gateway.config.queue_stats, gateway.config.queue_errors):
         if path.exists() and _run("runuser", "-u", owner, "--", "test", "-r", str(path)).returncode:
-            yield Finding(False, f"the user {owner} can not read {path}; look at: namei -l {path}")
+            yield Finding(
+                False, f"the user {owner} can not read {path}; run playbooks/site.yml, or look at: namei -l {path}"
+            )
     if not facts["worker_statistics"]:
         what = f"{gateway.config.queue_stats} is missing or makes no sense"
         yield Finding(False, f"{what}: mail goes slower, in stretched windows; look at: supervisorctl status")

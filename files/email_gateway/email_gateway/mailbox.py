@@ -107,7 +107,9 @@ class Mailbox:
         starttls: Any = getattr(imap_tools, "MailBoxStartTls", None) or getattr(imap_tools, "MailBoxTls", None)
         kind = imap_tools.MailBox if imap.tls == "implicit" else starttls
         try:
-            box = kind(imap.server, port=imap.port, timeout=timeout, ssl_context=ssl.create_default_context())
+            box: Any = kind(imap.server, port=imap.port, timeout=timeout, ssl_context=ssl.create_default_context())
+            if not hasattr(box, "client"):
+                box.client = box.box  # imap_tools 0.50, Ubuntu 22.04's
             # A connection that died without a word is noticed within two minutes.
             box.client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             box.client.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 60)

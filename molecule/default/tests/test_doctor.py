@@ -41,8 +41,8 @@ TROUBLE = {
         "systemctl start zulip-email-gateway-recover.timer",
     ),
     "can not read /var/log/zulip/queue_stats/email_mirror.stats": (
-        "chmod 750 /var/log/zulip",
-        "chmod 755 /var/log/zulip",
+        "setfacl -x u:zulip-email-gateway /var/log/zulip",
+        "setfacl -m u:zulip-email-gateway:x /var/log/zulip",
     ),
     "postfix check:": ("mv /etc/postfix/master.cf /root/", "mv /root/master.cf /etc/postfix/"),
     "cannot use /etc/zulip-email-gateway/gateway.conf": (

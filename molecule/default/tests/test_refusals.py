@@ -30,6 +30,15 @@ def test_mail_name_is_no_domain(mx):
     assert 'The mail domain is "localhost"' in text and "Set email_gateway_mailname: emaildomain.example.com" in text
 
 
+def test_no_mail_name_and_no_fqdn(mx):
+    mx.sh("hostname short")
+    try:
+        text = mx.refusal(email_gateway_mailname=None)
+    finally:
+        mx.sh("hostname mx12.example.com")
+    assert 'The mail domain is "short"' in text and "It was taken from the host's FQDN" in text
+
+
 @pytest.mark.parametrize("pattern", ["mx12.mail.example.com", "%s@other.example.com", "User+%s@mx12.mail.example.com"])
 def test_pattern(mx, pattern):
     text = mx.refusal(email_gateway_pattern=pattern)
@@ -81,6 +90,15 @@ def test_puppet_owns_postfix(mx):
         assert "Zulip's Puppet owns Postfix" in text and "zulip::profile::standalone, zulip::postfix_localmail" in text
     finally:
         mx.sh("mv /etc/zulip/zulip.conf.before /etc/zulip/zulip.conf")
+
+
+def test_zulip_that_takes_no_mail_fails_the_run(mx):
+    mx.sh("systemctl stop zulip-web")
+    try:
+        done = mx.play("--tags", "zulip")
+        assert done.returncode != 0 and "Zulip is in trouble (HTTP 502)" in done.stdout
+    finally:
+        mx.sh("systemctl start zulip-web")
 
 
 def test_a_class_that_can_not_be_taken_out(mx):
@@ -140,7 +158,7 @@ def test_zulip_is_not_as_it_should_be(mx, spoil, words):
     [
         ({"__postfix_localmail_database": "hash:/etc/aliases\nno parameter"}, "missing '=' after attribute name"),
         ({"__postfix_localmail_program": "/bin/false\nno service"}, 'invalid type field \\"service\\"'),
-        ({"__postfix_localmail_reply": "("}, "zulip_recipients, line "),
+        ({"__postfix_localmail_reply": "("}, "zulip_aliases, line "),
     ],
 )
 def test_a_bad_configuration_never_replaces_a_good_one(mx, variables, words):

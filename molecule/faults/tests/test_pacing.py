@@ -11,7 +11,7 @@ import time
 
 import pytest
 from conftest import ZulipHost, tell, wait
-from figures import SCALED, clean, flush_until, limits, report, twice
+from figures import SCALED, clean, flush_until, limits, replies_in_a_flood, report, twice
 
 
 @pytest.fixture
@@ -23,7 +23,9 @@ def test_a_flood_is_paced(mx, subject):
     limits(mx, SCALED)
     started = time.monotonic()
     assert mx.send(mx.address(), subject=subject, count=200)["accepted"] == 200
-    tell(f"200 mails accepted within {time.monotonic() - started:.1f} s")
+    accepted = time.monotonic() - started
+    tell(f"200 mails accepted within {accepted:.1f} s")
+    assert accepted < 5
     flush_until(mx, subject, 200, 300)
     tell(f"posted within {time.monotonic() - started:.0f} s")
     report(mx, "flood of 200", subject, 200)
@@ -31,15 +33,10 @@ def test_a_flood_is_paced(mx, subject):
 
 
 def test_zulips_true_limits_for_70_seconds_with_replies_in_between(mx, subject):
-    mx.sh("echo 0.09 > /run/zulip-standin/consume-seconds")
+    mx.sh("echo 0.025 0.1 > /run/zulip-standin/consume-seconds")
     assert mx.send(mx.address(), subject=subject, count=200)["accepted"] == 200
     started = time.monotonic()
-    slowest = 0.0
-    for number in range(20):
-        sent = mx.send(mx.reply_address(), text=f"reply {number}")
-        assert sent["accepted"] == 1
-        posted = mx.wait_for("lunch", number + 1)[number]["at"]
-        slowest = max(slowest, posted - sent["began"])
+    slowest = replies_in_a_flood(mx, 20)
     wait(lambda: False, max(0, 70 - (time.monotonic() - started)))
     posted = len(mx.messages(subject))
     dropped = len(mx.state()["dropped"])
@@ -59,6 +56,7 @@ def test_worker_stopped_for_longer_than_a_window(mx, subject):
     mx.sh("systemctl start zulip-worker")
     flush_until(mx, subject, 40, 120)
     tell(f"In RabbitMQ while the worker was stopped: {waiting} (limit 12)")
+    assert waiting <= 12
     report(mx, "worker stopped", subject, 40)
 
 

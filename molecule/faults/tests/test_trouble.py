@@ -10,11 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
-import testhosts
 from conftest import ZulipHost, tell, wait
 from figures import (
     NGINX_DOWN,
-    WIDE,
     ZULIP_DOWN,
     Fault,
     all_posted_after,
@@ -22,9 +20,9 @@ from figures import (
     clean,
     flush_until,
     instead_of,
-    limits,
+    killed_at_random_moments,
+    postfix_stopped_and_host_restarted,
     report,
-    twice,
 )
 
 
@@ -63,44 +61,12 @@ def test_zulip_in_trouble(mx, subject, name):
     all_posted_after(mx, subject, name, *FAULTS[name])
 
 
-# On the host itself and from before the first mail on, so that a slow test machine kills
-# as often as a fast one. By user: the name stands in the command line of pipe(8) as well.
-KILLER = r"""
-import random, subprocess, time
-rng, kills, end, flushed = random.Random(2), 0, time.monotonic() + 60, 0
-while kills < 20 and time.monotonic() < end:
-    time.sleep(rng.uniform(0.02, 0.15))
-    # Postfix leaves a transport that failed alone for a minute.
-    if time.monotonic() - flushed > 0.5:
-        flushed = time.monotonic()
-        subprocess.run(["postqueue", "-f"])
-    if subprocess.run(["pkill", "-KILL", "-u", "zulip-email-gateway", "-f", " deliver "]).returncode == 0:
-        kills += 1
-print(kills)
-"""
-
-
 def test_program_killed_at_random_moments(mx, subject):
-    limits(mx, WIDE)
-    mx.sh(f"cat > /root/killer.py <<'EOF'\n{KILLER}\nEOF\n")
-    mx.sh("systemd-run --quiet --unit killer --property StandardOutput=file:/root/kills python3 /root/killer.py")
-    assert mx.send(mx.address(), subject=subject, count=100)["accepted"] == 100
-    wait(lambda: mx.host.run("systemctl is-active killer").rc != 0, 70)
-    flush_until(mx, subject, 100, 120)
-    kills = int(mx.sh("cat /root/kills"))
-    tell(f"killed {kills} times, {twice(mx, subject)} duplicates")
-    assert kills >= 10
-    report(mx, "killed", subject, 100)
+    killed_at_random_moments(mx, subject)
 
 
 def test_postfix_stopped_and_host_restarted(mx, subject):
-    with broken(mx, ZULIP_DOWN):
-        assert mx.send(mx.address(), subject=subject, count=50)["accepted"] == 50
-        wait(lambda: "HTTP 502" in mx.sh("mailq"), 20)
-        mx.sh("systemctl stop postfix")
-    testhosts.restart(mx.prefix, "mx2")
-    flush_until(mx, subject, 50, 90)
-    report(mx, "restart", subject, 50)
+    postfix_stopped_and_host_restarted(mx, subject, ZULIP_DOWN, "HTTP 502")
 
 
 SPOIL = {
@@ -175,11 +141,15 @@ def test_unknown_token_is_told_and_kept_and_can_be_replayed(mx, subject):
     assert secret not in bounce
     listed = mx.sh("zulip-email-gateway quarantine list")
     assert token not in listed and token[:4] in listed and "Bad destination mailbox address" in listed
+    number = listed.split(" ")[0]
+    shown = mx.sh(f"zulip-email-gateway quarantine show {number}")
+    assert f"Subject: {subject}" in shown and token not in shown.partition("\n\n")[0]
+    assert mx.sh("zulip-email-gateway quarantine purge --older-than 1").strip() == "0 removed"
     mx.sh(
         "python3 -c \"import sqlite3; d = sqlite3.connect('/var/lib/zulip-standin/zulip.sqlite');"
         f"d.execute('INSERT INTO channel VALUES (?, ?, ?)', ('{token[-6:]}', 'new', '{token}')); d.commit()\""
     )
-    assert "accepted by Zulip" in mx.sh(f"zulip-email-gateway quarantine replay {listed.split(' ')[0]}")
+    assert "accepted by Zulip" in mx.sh(f"zulip-email-gateway quarantine replay {number}")
     mx.wait_for(subject)
     assert mx.sh("zulip-email-gateway quarantine list") == ""
 

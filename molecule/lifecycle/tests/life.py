@@ -13,7 +13,6 @@ ON = "zulip::profile::standalone, zulip::postfix_localmail"
 # What a check can not foretell: what is done because something else was changed.
 FOLLOW_UP = {
     "email_gateway : units | Start them, now and at boot",
-    "email_gateway : zulip | Restart Zulip with its new settings",
     "postfix_localmail : drain | Take no more mail, and deliver what waits",
     "postfix_localmail : service | Start Postfix, now and at boot",
     "postfix_localmail : service | Put the configuration into force",

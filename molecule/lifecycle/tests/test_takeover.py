@@ -92,9 +92,12 @@ def test_exim_is_named_and_can_be_replaced_and_comes_back(mx):
     before, installed = tree(mx), mx.sh(packages)
     text = mx.refusal()
     assert "is held by exim4" in text and "postfix_localmail_adopt: true" in text
+    mx.sh("systemctl stop exim4")
+    text = mx.refusal()
+    assert "has the mail system exim4-daemon-light" in text and "postfix_localmail_adopt: true" in text
     mx.sh("printf 'Subject: x\n\nx\n' | exim4 -odq user@example.org")
     assert "1 mails wait in the queue of the mail system" in mx.refusal(postfix_localmail_adopt=True)
-    mx.sh("find /var/spool/exim4/input -type f -delete")
+    mx.sh("find /var/spool/exim4/input -type f -delete; systemctl start exim4")
     assert changed(on(mx, postfix_localmail_adopt=True)) > 0
     assert changed(on(mx)) == 0
     assert changed(off(mx)) > 0
@@ -102,3 +105,44 @@ def test_exim_is_named_and_can_be_replaced_and_comes_back(mx):
     assert mx.sh(packages) == installed
     assert mx.sh("systemctl is-active exim4").strip() == "active"
     mx.sh("DEBIAN_FRONTEND=noninteractive apt-get purge --yes --quiet bsd-mailx 'exim4*' >/dev/null 2>&1")
+
+
+# For outgoing mail only, as Debian's package configures a "satellite system".
+RELAY = r"""
+export DEBIAN_FRONTEND=noninteractive
+echo 'postfix postfix/main_mailer_type select No configuration' | debconf-set-selections
+apt-get install --yes --quiet --no-install-recommends postfix >/dev/null 2>&1
+cp /usr/share/postfix/master.cf.dist /etc/postfix/master.cf
+cat > /etc/postfix/main.cf <<'EOF'
+compatibility_level = 3.6
+inet_interfaces = loopback-only
+relayhost = smtp.example.com
+EOF
+newaliases
+systemctl restart postfix
+"""
+
+
+def test_a_foreign_postfix_is_adopted_and_comes_back(mx, subject):
+    """From off. It listened on loopback only, which Postfix reads once, when it starts."""
+    mx.sh(RELAY)
+    mx.sh("systemctl start firewalld")
+    before = tree(mx)
+    text = mx.refusal()
+    assert "was not written by this gateway" in text and "postfix_localmail_adopt: true" in text
+    assert changed(on(mx, postfix_localmail_adopt=True)) > 0
+    assert mx.send(mx.address(), subject=subject)["accepted"] == 1
+    mx.wait_for(subject)
+    mx.sh("systemctl stop firewalld")  # its rule goes all the same
+    assert changed(off(mx)) > 0
+    same(before, tree(mx))
+    assert mx.host.socket("tcp://127.0.0.1:25").is_listening
+    assert not mx.host.socket("tcp://0.0.0.0:25").is_listening
+    mx.sh("DEBIAN_FRONTEND=noninteractive apt-get purge --yes --quiet postfix >/dev/null; rm -rf /etc/postfix")
+
+
+def test_a_mail_system_that_could_not_come_back_is_named(mx):
+    mx.sh("DEBIAN_FRONTEND=noninteractive apt-get install --yes --quiet --no-install-recommends msmtp-mta 2>&1")
+    text = mx.refusal(postfix_localmail_adopt=True)
+    assert "has the mail system msmtp-mta" in text and "Remove it, then run this again." in text
+    mx.sh("DEBIAN_FRONTEND=noninteractive apt-get purge --yes --quiet msmtp-mta 'msmtp*' >/dev/null 2>&1")

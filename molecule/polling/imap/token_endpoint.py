@@ -36,7 +36,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         asked = dict(urllib.parse.parse_qsl(self.rfile.read(int(self.headers["Content-Length"])).decode()))
         with Path("/var/log/tokens.log").open("a") as log:
-            log.write(f"{asked.get('grant_type')}\n")
+            log.write(f"{asked.get('grant_type')} {asked.get('scope', '')}\n")
         if (asked.get("client_id"), asked.get("client_secret")) != CLIENT:
             self.answer(401, error="invalid_client")
             return

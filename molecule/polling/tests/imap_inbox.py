@@ -16,7 +16,7 @@ box.login(job["user"], job["password"])
 began = []
 for mail in job["mails"]:
     began.append(time.time())
-    box.append("INBOX", None, None, mail.encode("latin-1"))
+    box.append(job["folder"], None, None, mail.encode("latin-1"))
     time.sleep(job["pause"])
 box.logout()
 print(json.dumps(began))
@@ -31,16 +31,16 @@ class Inbox:
         self.channel = self.user.replace("@", f"+{local}@")
         self.reply = self.user.replace("@", f"+{mx.reply_address().partition('@')[0]}@")
 
-    def append(self, *subjects: str, to: str = "", pause: float = 0.0) -> list[float]:
-        """Put mails into the inbox; the Unix times at which each APPEND began."""
+    def append(self, *subjects: str, to: str = "", pause: float = 0.0, folder: str = "INBOX") -> list[float]:
+        """Put mails into the folder; the Unix times at which each APPEND began."""
         mails = [
             f"From: user@example.org\r\nTo: {to or self.channel}\r\nSubject: {subject}\r\n\r\nHello\r\n"
             for subject in subjects
         ]
-        return self.put(mails, pause)
+        return self.put(mails, pause, folder)
 
-    def put(self, mails: Sequence[str], pause: float = 0.0) -> list[float]:
-        job = {"user": self.user, "password": self.password, "mails": mails, "pause": pause}
+    def put(self, mails: Sequence[str], pause: float = 0.0, folder: str = "INBOX") -> list[float]:
+        job = {"user": self.user, "password": self.password, "folder": folder, "mails": mails, "pause": pause}
         script = f"python3 -c '{APPEND}' <<'EOF'\n{json.dumps(job)}\nEOF\n"
         return list(json.loads(self.imap.sh(script)))
 

@@ -152,8 +152,8 @@ def test_what_was_accepted_before_a_crash_is_not_posted_again(mx, inbox, subject
     inbox.append(subject)
     uid = inbox.imap.sh(f"doveadm fetch -u {inbox.user} uid mailbox INBOX all").split()[-1]
     status = inbox.imap.sh(f"doveadm mailbox status -u {inbox.user} uidvalidity INBOX")
-    validity = status.strip().rpartition("=")[2]
-    mx.sh(f"""echo '{{"since": 0, "slots": [], "counts": {{}}, "accepted": [[{validity}, {uid}]]}}' \
+    identity = f"{inbox.user} {inbox.imap.fqdn} INBOX {status.strip().rpartition('=')[2]}"
+    mx.sh(f"""echo '{{"since": 0, "slots": [], "counts": {{}}, "accepted": [["{identity}", {uid}]]}}' \
         > /var/lib/zulip-email-gateway/state.json
         chown zulip-email-gateway /var/lib/zulip-email-gateway/state.json; systemctl start {POLL}""")
     assert wait(lambda: not inbox.count(), 20)

@@ -94,16 +94,21 @@ def test_an_untrusted_certificate_is_refused(mx):
 
 def test_oauth_2_renews_its_tokens(mx, inbox, subject):
     """A refresh token that is good for one use, access tokens for seconds."""
-    variables = {**OAUTH, "email_gateway_oauth_refresh_token": "the first refresh token"}
+    secret = "the first refresh token"
+    variables = {**OAUTH, "email_gateway_oauth_refresh_token": secret, "email_gateway_oauth_scope": "mail"}
     inbox.imap.sh("echo 4 > /run/token-seconds")
-    assert changed(mx.play(**variables)) > 0
+    done = mx.play("-vvv", "--diff", **variables)
+    assert changed(done) > 0
+    # Ansible itself shows what stands on its own command line.
+    shown = done.stdout.partition("TASK [")[2]
+    assert not [one for one in (secret, OAUTH["email_gateway_oauth_client_secret"]) if one in shown]
     inbox.append(f"{subject} 1")
     mx.wait_for(f"{subject} 1", seconds=20)
     time.sleep(5)
     inbox.imap.sh("doveadm kick zulip@imap2.example.com || true")
     inbox.append(f"{subject} 2")
     mx.wait_for(f"{subject} 2", seconds=30)
-    assert inbox.imap.sh("grep -c refresh_token /var/log/tokens.log").strip() >= "3"
+    assert int(inbox.imap.sh("grep -c '^refresh_token mail$' /var/log/tokens.log")) >= 3
     mx.sh(f"systemctl restart {POLL}")  # the token that is kept is the one that serves
     inbox.append(f"{subject} 3")
     mx.wait_for(f"{subject} 3", seconds=30)
@@ -111,10 +116,18 @@ def test_oauth_2_renews_its_tokens(mx, inbox, subject):
 
 
 def test_oauth_2_with_the_clients_own_credentials(mx, inbox, subject):
+    """And another folder than the default."""
     inbox.imap.sh("rm -f /run/token-seconds")
-    assert changed(mx.play(**OAUTH)) > 0
-    inbox.append(subject)
+    inbox.imap.sh(f"doveadm mailbox create -u {inbox.user} INBOX.Zulip")
+    assert changed(mx.play(**OAUTH, email_gateway_imap_folder="INBOX.Zulip", email_gateway_imap_port=143)) > 0
+    inbox.append(subject, folder="INBOX.Zulip")
     mx.wait_for(subject, seconds=20)
+
+
+def test_doctor_logs_in(mx):
+    shown = mx.play(playbook="doctor", **OAUTH, email_gateway_imap_folder="INBOX.Zulip").stdout
+    assert "Everything is right." in shown, shown
+    assert "logged in to imap2.example.com" in shown and "DNS" not in shown
 
 
 def test_from_polling_to_local_delivery_and_back(mx, inbox, subject):

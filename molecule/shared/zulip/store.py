@@ -8,6 +8,7 @@ never kinder: what Zulip drops, it drops.
 from __future__ import annotations
 
 import json
+import random
 import re
 import sqlite3
 import time
@@ -47,9 +48,10 @@ def settings() -> dict[str, object]:
 
 
 def knob(name: str, otherwise: float) -> float:
-    """The number in a knob's file."""
+    """The number in a knob's file; of two numbers any in between."""
     path = KNOBS / name
-    return float(path.read_text()) if path.exists() else otherwise
+    numbers = path.read_text().split() if path.exists() else [str(otherwise)]
+    return random.uniform(float(numbers[0]), float(numbers[-1]))
 
 
 def version() -> int:

@@ -54,6 +54,13 @@ def test_a_mail_host_that_is_not_the_zulip_host(relay, host, subject):
     assert "smtp://zulip.example.com:25" in relay.sh("zulip-email-gateway check")
 
 
+def test_starttls_with_debians_certificate_where_zulips_is_not(relay):
+    shown = relay.sh(
+        "openssl s_client -starttls smtp -connect 127.0.0.1:25 </dev/null 2>/dev/null | openssl x509 -noout -serial"
+    )
+    assert shown == relay.sh("openssl x509 -noout -serial -in /etc/ssl/certs/ssl-cert-snakeoil.pem")
+
+
 def test_across_a_network_it_is_encrypted(relay, host, subject):
     zulip = host("zulip")
     before = zulip.sh("cat /var/log/zulip/email_server.log").count("TLS: True")

@@ -42,6 +42,12 @@ if [ -x /usr/sbin/postfix ] && ! grep -qx postfix "$before/enabled"; then system
 # firewalld has written the zone into a file of its own when port 25 was opened. It goes
 # unless it was there before, or holds more by now.
 if [ -e "$before/firewalld" ]; then
+  # While it does not run the rule stands in its default zone's file; its own tool for that
+  # case writes the zone without what it does not know (<forward/>).
+  if ! firewall-cmd --quiet --state 2>/dev/null; then
+    zone=/etc/firewalld/zones/$(sed -n 's/^DefaultZone=//p' /etc/firewalld/firewalld.conf).xml
+    [ ! -e "$zone" ] || sed -i '/<service name="smtp"\/>/d' "$zone"
+  fi
   for zone in /etc/firewalld/zones/*.xml; do
     name=$(basename "$zone")
     if ! grep -Fxq "$name" "$before/firewalld" && cmp -s "$zone" "/usr/lib/firewalld/zones/$name"; then
