@@ -1,0 +1,12 @@
+#!/bin/sh
+# Puts Postfix' configuration into force, if it is sound, and notes in folder $1 when.
+set -eu
+postfix check
+# Postfix reads on which addresses to listen only when it starts (postconf(5),
+# inet_interfaces), and with another configuration it may have listened on loopback.
+if postfix status 2>/dev/null && ss -Hltn 'sport = :25' | grep -Fq -e ' 0.0.0.0:25 ' -e ' *:25 ' -e ' [::]:25 '; then
+  systemctl reload postfix
+else
+  systemctl restart postfix
+fi
+touch "$1/reloaded"
