@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from figures import ZULIP_DOWN, Fault, broken
+
+ZULIP_CONF = "/etc/zulip/zulip.conf"
 
 
 @pytest.fixture
@@ -31,11 +34,8 @@ def test_mail_name_is_no_domain(mx):
 
 
 def test_no_mail_name_and_no_fqdn(mx):
-    mx.sh("hostname short")
-    try:
+    with broken(mx, Fault("hostname short", f"hostname {mx.fqdn}")):
         text = mx.refusal(email_gateway_mailname=None)
-    finally:
-        mx.sh("hostname mx12.example.com")
     assert 'The mail domain is "short"' in text and "It was taken from the host's FQDN" in text
 
 
@@ -57,11 +57,9 @@ def test_local_delivery_and_polling(mx):
 
 def test_zulip_reads_an_inbox_already(mx):
     """With another pattern it would throw away all that it reads."""
-    mx.sh("echo '* * * * * zulip true' > /etc/cron.d/email-mirror")
-    try:
+    job = "/etc/cron.d/email-mirror"
+    with broken(mx, Fault(f"echo '* * * * * zulip true' > {job}", f"rm {job}")):
         assert "Zulip already reads an inbox" in mx.refusal()
-    finally:
-        mx.sh("rm /etc/cron.d/email-mirror")
 
 
 def test_numbers_and_limits(mx):
@@ -83,40 +81,33 @@ def test_port_25_is_held_by_another_program(mx):
         mx.sh("systemctl stop hold25; systemctl start postfix")
 
 
+def in_file(path: str, change: str) -> Fault:
+    """A change (sed) that is taken back."""
+    return Fault(f"cp -p {path} /root/kept; sed -i '{change}' {path}", f"cp -p /root/kept {path}")
+
+
 def test_puppet_owns_postfix(mx):
-    mx.sh("sed -i.before 's/^puppet_classes.*/&, zulip::postfix_localmail/' /etc/zulip/zulip.conf")
-    try:
+    with broken(mx, in_file(ZULIP_CONF, "s/^puppet_classes.*/&, zulip::postfix_localmail/")):
         text = mx.refusal()
-        assert "Zulip's Puppet owns Postfix" in text and "zulip::profile::standalone, zulip::postfix_localmail" in text
-    finally:
-        mx.sh("mv /etc/zulip/zulip.conf.before /etc/zulip/zulip.conf")
+    assert "Zulip's Puppet owns Postfix" in text and "zulip::profile::standalone, zulip::postfix_localmail" in text
 
 
 def test_zulip_that_takes_no_mail_fails_the_run(mx):
-    mx.sh("systemctl stop zulip-web")
-    try:
+    with broken(mx, ZULIP_DOWN):
         done = mx.play("--tags", "zulip")
-        assert done.returncode != 0 and "Zulip is in trouble (HTTP 502)" in done.stdout
-    finally:
-        mx.sh("systemctl start zulip-web")
+    assert done.returncode != 0 and "Zulip is in trouble (HTTP 502)" in done.stdout
 
 
 def test_a_class_that_can_not_be_taken_out(mx):
-    mx.sh("sed -i.before 's/^puppet_classes.*/puppet_classes = zulip::postfix_localmail/' /etc/zulip/zulip.conf")
-    try:
+    with broken(mx, in_file(ZULIP_CONF, "s/^puppet_classes.*/puppet_classes = zulip::postfix_localmail/")):
         text = mx.refusal(email_gateway_takeover=True)
-        assert 'zulip.conf has "puppet_classes = zulip::postfix_localmail". Write all classes' in text
-    finally:
-        mx.sh("mv /etc/zulip/zulip.conf.before /etc/zulip/zulip.conf")
+    assert 'zulip.conf has "puppet_classes = zulip::postfix_localmail". Write all classes' in text
 
 
 def test_zulip_sends_its_own_mail_through_this_host(mx):
-    mx.sh("cp -p /etc/zulip/settings.py /root/; echo 'EMAIL_HOST = \"localhost\"' >> /etc/zulip/settings.py")
-    try:
+    with broken(mx, in_file("/etc/zulip/settings.py", '$a EMAIL_HOST = "localhost"')):
         text = mx.refusal()
-        assert "see EMAIL_HOST in /etc/zulip/settings.py" in text and "postfix_localmail_outgoing: true" in text
-    finally:
-        mx.sh("cp -p /root/settings.py /etc/zulip/")
+    assert "see EMAIL_HOST in /etc/zulip/settings.py" in text and "postfix_localmail_outgoing: true" in text
 
 
 def test_the_operating_system_is_not_supported(mx):
@@ -125,14 +116,11 @@ def test_the_operating_system_is_not_supported(mx):
 
 
 def test_foreign_main_cf(mx):
-    kept, aside = "/var/backups/zulip-email-gateway", "/var/backups/aside"
-    mx.sh(f"mv {kept} {aside}; sed -i.before '/Zulip email gateway/d' /etc/postfix/main.cf")
-    try:
+    kept, main_cf = "/var/backups/zulip-email-gateway", in_file("/etc/postfix/main.cf", "/Zulip email gateway/d")
+    with broken(mx, main_cf), broken(mx, Fault(f"mv {kept} {kept}.aside", f"mv {kept}.aside {kept}")):
         text = mx.refusal()
-        assert "/etc/postfix/main.cf on mx12.example.com was not written by this gateway" in text
-        assert "postfix_localmail_adopt: true" in text
-    finally:
-        mx.sh(f"mv /etc/postfix/main.cf.before /etc/postfix/main.cf; mv {aside} {kept}")
+    assert f"/etc/postfix/main.cf on {mx.fqdn} was not written by this gateway" in text
+    assert "postfix_localmail_adopt: true" in text
 
 
 @pytest.mark.parametrize(
@@ -146,11 +134,9 @@ def test_foreign_main_cf(mx):
 )
 def test_zulip_is_not_as_it_should_be(mx, spoil, words):
     keep = "/home/zulip/deployments /etc/zulip"
-    mx.sh(f"tar -cf /root/keep.tar {keep} 2>/dev/null; {spoil}")
-    try:
+    spoil = f"tar -cf /root/keep.tar {keep} 2>/dev/null; {spoil}"
+    with broken(mx, Fault(spoil, f"rm -r {keep}; tar -xf /root/keep.tar -C /")):
         assert words in mx.refusal()
-    finally:
-        mx.sh(f"rm -r {keep}; tar -xf /root/keep.tar -C /")
 
 
 @pytest.mark.parametrize(

@@ -95,20 +95,23 @@ def test_a_new_secret_is_taken_over_and_no_mail_is_lost_meanwhile(mx, subject):
     mx.wait_for(subject)
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        'EMAIL_GATEWAY_PATTERN = "%s@elsewhere.example.com"\n',
-        'EMAIL_GATEWAY_PATTERN = (\n    "%s"\n    "@elsewhere.example.com"\n)\n',
-        '# EMAIL_GATEWAY_PATTERN = "%s@elsewhere.example.com"\n',
-        'if True:\n    EMAIL_GATEWAY_PATTERN = "%s@elsewhere.example.com"',
-    ],
+# All in one settings.py, one below the other.
+PATTERNS = '''
+EMAIL_GATEWAY_PATTERN = "%s@elsewhere.example.com"
+EMAIL_GATEWAY_PATTERN = (
+    "%s"
+    "@elsewhere.example.com"
 )
-def test_settings_that_have_a_pattern_already(mx, text):
-    """From on: the block is taken out and the text stands in its place."""
+# EMAIL_GATEWAY_PATTERN = "%s@elsewhere.example.com"
+if True:
+    EMAIL_GATEWAY_PATTERN = "%s@elsewhere.example.com"'''
+
+
+def test_settings_that_have_a_pattern_already(mx):
+    """From on: the block is taken out and these stand in its place."""
     settings = "/etc/zulip/settings.py"
     mx.sh(f"sed -i '/^# BEGIN Zulip/,/^# END Zulip/d' {settings}; cp {settings} /root/settings.py")
-    mx.sh(f"cat >> {settings} <<'EOF'\n{text}\nEOF\n")
+    mx.sh(f"cat >> {settings} <<'EOF'\n{PATTERNS}\nEOF\n")
     assert changed(mx.play("--tags", "zulip")) > 0
     values: dict[str, object] = {}
     exec(mx.sh(f"cat {settings}"), values)
