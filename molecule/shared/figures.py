@@ -167,7 +167,9 @@ def postfix_stopped_and_host_restarted(mx: ZulipHost, subject: str, fault: Fault
     assert mx.send(mx.address(), subject=subject, count=50)["accepted"] == 50
     assert wait(lambda: words in mx.sh("mailq"), 20), mx.sh("mailq")
     mx.sh("systemctl stop postfix")
+    assert bounces(mx) == mx.bounced_before
     testhosts.restart(mx.prefix, mx.container.rpartition("-")[2])
+    mx.bounced_before = 0  # the journal begins anew
     flush_until(mx, subject, 50, 90)
     report(mx, "restart", subject, 50)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import time
 from typing import Any
@@ -53,9 +54,9 @@ def render(facts: dict[str, Any], queue_stats: object) -> str:
     if facts["hold"]:
         lines.append(f"  Zulip says that its limit is used up; the next try is in {facts['hold']:.0f} s")
     queue = facts["queue"]
-    if queue is None:
+    if queue is None and shutil.which("postqueue"):
         lines.append("Postfix queue: not known (postqueue -j failed; run this as root)")
-    else:
+    elif queue is not None:
         age = f", the oldest for {queue['oldest']:.0f} s" if queue["mails"] else ""
         lines.append(f"Postfix queue: {queue['mails']} mails{age}")
         lines += [f"  {number:>4} {reason}" for reason, number in sorted(queue["reasons"].items())]
@@ -63,7 +64,7 @@ def render(facts: dict[str, Any], queue_stats: object) -> str:
 
 
 def _queue() -> dict[str, Any] | None:
-    """Postfix's queue by reason of delay, from postqueue(1); None if it has none."""
+    """Postfix's queue by reason of delay, from postqueue(1); None if it can not be read."""
     try:
         output = subprocess.run(["postqueue", "-j"], capture_output=True, timeout=20, check=True, text=True).stdout
     except (OSError, subprocess.SubprocessError):

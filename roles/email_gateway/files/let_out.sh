@@ -4,13 +4,14 @@ set -eu
 if command -v setfacl >/dev/null; then
   while read -r folder; do
     [ -d "$folder" ] || continue
-    setfacl --remove "user:$1" "$folder"
-    # With the last named entry the mask goes, too; then it is a folder without an ACL again.
-    getfacl --omit-header "$folder" 2>/dev/null | grep -Eq '^(user|group):[^:]+:' || setfacl --no-mask --remove mask:: "$folder"
+    setfacl --remove "user:$1" "$folder" 2>/dev/null || true
+    # With the last named entry the mask goes, too: it is a folder without an ACL again.
+    getfacl --omit-header "$folder" 2>/dev/null | grep -Eq '^(user|group):[^:]+:' ||
+      setfacl --no-mask --remove mask:: "$folder"
   done < "$2/let-in"
 fi
-rm -f "$2/let-in"
-if [ -e "$2/acl-is-ours" ]; then
+# Unless something else has come to need it.
+if [ -e "$2/acl-is-ours" ] && ! apt-get purge --simulate acl | grep '^Purg ' | grep -qv '^Purg acl '; then
   DEBIAN_FRONTEND=noninteractive apt-get purge --yes --quiet acl
-  rm -f "$2/acl-is-ours"
 fi
+rm -f "$2/acl-is-ours" "$2/let-in"
