@@ -79,7 +79,6 @@ def refusal_of_log_in(mx: ZulipHost, **variables: object) -> str:
     ],
 )
 def test_why_the_log_in_failed(mx, inbox, variables, words):
-    inbox.imap.sh("systemctl restart dovecot")  # it makes a client wait that has failed to log in
     assert words in refusal_of_log_in(mx, **variables)
 
 
