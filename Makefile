@@ -71,5 +71,5 @@ test: packages
 	@tests/run $(SCENARIOS)
 
 clean: demo-down
-	@podman images --format '{{.Repository}}:{{.Tag}}' | { grep '^localhost/zeg-' || true; } | xargs -r podman rmi --force
+	@podman images --format '{{.Repository}}:{{.Tag}}' | { grep '^localhost/zeg-' || true; } | xargs -r podman rmi
 	@rm -rf .venv .cache

@@ -140,7 +140,7 @@ def interpret(status: int, answer: bytes) -> Verdict:
             "4.7.8",
             "access denied",
             "Zulip denies access (403): its shared secret has changed, or the request did not come from "
-            "127.0.0.1; run playbooks/site.yml",
+            "127.0.0.1; restart Zulip if it was not restarted since, and run playbooks/site.yml",
         )
     if status in (500, 502, 503, 504):
         return Deferred(

@@ -45,13 +45,15 @@ def _parser() -> argparse.ArgumentParser:
     quarantine = commands.add_parser("quarantine", help="copies of refused mail")
     actions = quarantine.add_subparsers(dest="action", required=True, metavar="ACTION")
     actions.add_parser("list", help="one line a mail, oldest first")
-    for action, text in (
-        ("show", "envelope, reason and the message itself"),
-        ("replay", "deliver it again; it leaves the quarantine when Zulip accepts it"),
-    ):
-        actions.add_parser(action, help=text).add_argument("id", help="as listed")
+    show = actions.add_parser("show", help="envelope, reason and the message itself")
+    replay = actions.add_parser("replay", help="deliver it again; it leaves the quarantine when Zulip accepts it")
+    for action in (show, replay):
+        action.add_argument("id", help="as listed")
+    replay.add_argument("--to", metavar="ADDRESS", help="another address, where the channel's was renewed")
     purge = actions.add_parser("purge", help="remove copies for good")
-    purge.add_argument("--older-than", type=float, default=0.0, metavar="DAYS", help="default: all of them")
+    which = purge.add_mutually_exclusive_group(required=True)
+    which.add_argument("--older-than", type=float, metavar="DAYS", help="those refused longer ago")
+    which.add_argument("--all", dest="older_than", action="store_const", const=0.0, help="also what Zulip has lost")
     return parser
 
 
@@ -61,6 +63,8 @@ def main(arguments: list[str] | None = None) -> int:
     if options.command == "deliver":
         _deliver(options)
     try:
+        if options.command == "doctor" and os.geteuid() != 0:
+            raise Trouble("4.3.0", "user", "run this as root")
         if options.command == "doctor":
             return _doctor(Gateway(config.load(options.config)))
         if options.command == "poll" and options.candidate:
@@ -84,7 +88,9 @@ def main(arguments: list[str] | None = None) -> int:
 def _deliver(options: argparse.Namespace) -> None:
     """Deliver for Postfix: one line and an exit status, whatever happens."""
     try:
-        gateway = Gateway(config.load(options.config))
+        settings = config.load(options.config)
+        _become_owner(settings.state_dir)  # when an operator calls it by hand
+        gateway = Gateway(settings)
         # Postfix bounces the mail of a command that overruns the transport's time
         # limit, which is twice this.
         signal.signal(signal.SIGALRM, lambda *_: tell_postfix_and_exit(overdue(gateway.deadline)))
@@ -107,6 +113,8 @@ def _become_owner(folder: Path) -> None:
         owner = folder.stat()
     except OSError as error:
         raise Trouble("4.3.0", "state", f"cannot use {folder}: {error.strerror}") from error
+    if os.geteuid() not in (0, owner.st_uid):
+        raise Trouble("4.3.0", "user", "run this as root")
     if os.geteuid() == 0 and owner.st_uid != 0:
         os.setgroups([])
         os.setgid(owner.st_gid)
@@ -133,6 +141,8 @@ def _doctor(gateway: Gateway) -> int:
 
 
 def _poll(gateway: Gateway) -> int:
+    if gateway.config.imap is None:
+        raise Trouble("4.3.5", "configuration", "gateway.conf has no [imap]: set email_gateway_login, run site.yml")
     _with_packages()
     from .inbox import Inbox
 
@@ -186,13 +196,16 @@ def _quarantine(gateway: Gateway, options: argparse.Namespace) -> int:
         print(f"zulip-email-gateway: no mail {options.id!r} in quarantine; see: quarantine list", file=sys.stderr)
         return 1
     if options.action == "show":
-        for name, value in item._asdict().items():
+        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(item.refused))
+        for name, value in {**item._asdict(), "refused": when}.items():
             print(f"{name}: {redact(str(value))}")
         print()
         sys.stdout.flush()
         sys.stdout.buffer.write(store.message(item))
         return 0
-    verdict = gateway.deliver(Envelope(item.recipient, item.sender, item.queue_id), store.message(item), False)
+    verdict = gateway.deliver(
+        Envelope(options.to or item.recipient, item.sender, item.queue_id), store.message(item), False
+    )
     if isinstance(verdict, Delivered):
         store.remove(item)
         print(f"{item.id}: {verdict.note}")

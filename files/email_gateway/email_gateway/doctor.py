@@ -161,7 +161,11 @@ def _zulip(gateway: Gateway) -> Iterator[Finding]:
 def _books(gateway: Gateway) -> Iterator[Finding]:
     """What status tells, and whether somebody has to look at it."""
     facts = status.collect(gateway)
-    owner = gateway.config.state_dir.owner()
+    folder, owner = gateway.config.state_dir, gateway.config.state_dir.owner()
+    for path in folder.rglob("*"):
+        if path.owner() != owner:
+            yield Finding(False, f"{path} is not {owner}'s: all mail waits; run: chown -R {owner}: {folder}")
+            break
     for path in (gateway.config.queue_stats, gateway.config.queue_errors):
         if path.exists() and _run("runuser", "-u", owner, "--", "test", "-r", str(path)).returncode:
             yield Finding(

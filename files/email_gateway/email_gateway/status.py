@@ -48,14 +48,16 @@ def render(facts: dict[str, Any], queue_stats: object) -> str:
     lines.append("Rate limit (mails that count now):")
     for window in facts["windows"]:
         lines.append(f"  {window['used']:>4} of {window['limit']} in {window['seconds']:g} s")
-    lines.append(f"  {facts['in_flight']:>4} of them not yet known to be consumed by Zulip's worker")
+    lines.append(
+        f"  {facts['in_flight']:>4} of them not yet known to be consumed by Zulip's worker (normal for the last ones)"
+    )
     if not facts["worker_statistics"]:
         lines.append(f"  {queue_stats} is missing or makes no sense: windows are stretched instead")
     if facts["hold"]:
         lines.append(f"  Zulip says that its limit is used up; the next try is in {facts['hold']:.0f} s")
     queue = facts["queue"]
     if queue is None and shutil.which("postqueue"):
-        lines.append("Postfix queue: not known (postqueue -j failed; run this as root)")
+        lines.append("Postfix queue: not known: is Postfix stopped? Only root may ask it")
     elif queue is not None:
         age = f", the oldest for {queue['oldest']:.0f} s" if queue["mails"] else ""
         lines.append(f"Postfix queue: {queue['mails']} mails{age}")
@@ -75,5 +77,5 @@ def _queue() -> dict[str, Any] | None:
         for recipient in mail["recipients"]:
             reason = redact(recipient.get("delay_reason", "") or f"in the {mail['queue_name']} queue")
             reasons[reason] = reasons.get(reason, 0) + 1
-    oldest = time.time() - min((mail["arrival_time"] for mail in mails), default=0)
+    oldest = time.time() - min(mail["arrival_time"] for mail in mails) if mails else 0.0
     return {"mails": len(mails), "oldest": oldest, "reasons": reasons}

@@ -74,7 +74,7 @@ def on_address(status: str, text: str) -> Verdict:
             "playbooks/site.yml, or set it in Zulip's settings.py where Zulip is on another host"
         )
         return Deferred("4.3.5", "other pattern", reason)
-    return Refused(status, "unknown address", redact(text))
+    return Refused(status, "unknown address", f"{redact(text)}; please copy the address from Zulip again")
 
 
 class Trouble(Exception):

@@ -48,6 +48,12 @@ def test_address_map_accepts_and_zulip_gets_it_in_lower_case(mx, subject):
     assert any(message["rcpt_to"] == mx.reply_address() for message in mx.messages("lunch"))
 
 
+def test_delivered_by_hand_it_leaves_nothing_that_only_root_can_read(mx, subject):
+    mx.sh(f"printf 'Subject: {subject}\\n\\nHello\\n' | zulip-email-gateway deliver {mx.address()}")
+    mx.wait_for(subject)
+    assert mx.sh("find /var/lib/zulip-email-gateway ! -user zulip-email-gateway") == ""
+
+
 def test_postmaster_has_a_mailbox_on_the_host(mx, subject):
     answer = mx.send(f"postmaster@{mx.domain}", f"Postmaster@{mx.domain.upper()}", "postmaster", subject=subject)
     assert (answer["accepted"], answer["refused"]) == (3, [])

@@ -44,6 +44,10 @@ TROUBLE = {
         "setfacl -x u:zulip-email-gateway /var/log/zulip",
         "setfacl -m u:zulip-email-gateway:x /var/log/zulip",
     ),
+    "state.json is not zulip-email-gateway's: all mail waits": (
+        "chown root /var/lib/zulip-email-gateway/state.json",
+        "chown zulip-email-gateway /var/lib/zulip-email-gateway/state.json",
+    ),
     "postfix check:": ("mv /etc/postfix/master.cf /root/", "mv /root/master.cf /etc/postfix/"),
     "cannot use /etc/zulip-email-gateway/gateway.conf": (
         "sed -i.before 's/^\\[zulip\\]/[zulip/' /etc/zulip-email-gateway/gateway.conf",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from conftest import changed
 from figures import ZULIP_DOWN, Fault, broken
 
 ZULIP_CONF = "/etc/zulip/zulip.conf"
@@ -24,8 +25,10 @@ def test_mx_record_of_another_host(mx):
 
 
 def test_mx_record_is_shown_as_dig_shows_it(mx):
-    done = mx.play("--check")
-    assert done.returncode == 0 and '"1 mx12.example.com"' in done.stdout
+    # Values as they come from the command line are good, too.
+    words = {"email_gateway_takeover": "false", "postfix_localmail_outgoing": "no", "email_gateway_timeout": "30"}
+    done = mx.play("--check", **words)
+    assert changed(done) == 0 and '"1 mx12.example.com"' in done.stdout
 
 
 def test_mail_name_is_no_domain(mx):
@@ -48,6 +51,24 @@ def test_pattern(mx, pattern):
 def test_classes_are_no_string(mx):
     text = mx.refusal(zulip_puppet_classes=["zulip::postfix_localmail"])
     assert "zulip_puppet_classes is ['zulip::postfix_localmail'], which is no string" in text
+
+
+@pytest.mark.parametrize(
+    ("classes", "odd"),
+    [
+        ("zulip::profile::standalone, zulip::postfix_localmial", "zulip::postfix_localmial"),
+        ("zulip::profile::standalone zulip::postfix_localmail", "zulip::profile::standalone zulip::postfix_localmail"),
+        ("", ""),
+    ],
+)
+def test_a_slip_in_the_classes_does_not_switch_off(mx, classes, odd):
+    text = mx.refusal(zulip_puppet_classes=classes)
+    assert f'zulip_puppet_classes is "{classes}", of which "{odd}" is no class' in text
+
+
+def test_largest_message(mx):
+    text = mx.refusal(postfix_localmail_message_size_limit=-5)
+    assert "postfix_localmail_message_size_limit is -5. Write a number of bytes from 65536" in text
 
 
 def test_local_delivery_and_polling(mx):

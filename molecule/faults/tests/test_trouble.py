@@ -134,7 +134,7 @@ def test_around_the_size_limit(mx, subject):
 def test_unknown_token_is_told_and_kept_and_can_be_replayed(mx, subject):
     token = f"{time.monotonic_ns():032x}"
     secret = mx.sh("cat /etc/zulip-email-gateway/credential").strip()
-    mx.sh("zulip-email-gateway quarantine purge")
+    mx.sh("zulip-email-gateway quarantine purge --all")
     mx.send(f"new.{token}@{mx.domain}", subject=subject, sender=f"root@{mx.domain}")
     bounce = wait(lambda: mx.host.run(f"grep -A 40 -B 40 '{token}' /var/mail/root").stdout, 20)
     assert "Zulip mail gateway: Bad destination mailbox address" in " ".join(bounce.split())

@@ -23,7 +23,7 @@ def test_a_fleet_with_one_broken_host(mx, host):
     command = ["ansible-playbook", "-i", "molecule/shared/inventory", "-i", "molecule/lifecycle/inventory.yml"]
     environment = {**os.environ, "MOLECULE_SCENARIO_NAME": "lifecycle", "ANSIBLE_CONFIG": str(PROJECT / "ansible.cfg")}
     done = subprocess.run(
-        [*command, "playbooks/site.yml", "--limit", HOSTS, "-e", "serial=2"],
+        [*command, "playbooks/site.yml", "--limit", HOSTS, "-e", "at_a_time=2"],
         cwd=PROJECT, env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
     mx.sh("mv /home/zulip/deployments/aside /home/zulip/deployments/current")

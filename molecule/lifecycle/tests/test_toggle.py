@@ -38,6 +38,8 @@ def test_on_off_on_off_ends_where_it_began(mx, subject):
     assert mx.sh("dpkg-query -W -f '${db:Status-Status}' postfix 2>/dev/null || true") in ("", "not-installed")
     assert not mx.host.socket("tcp://0.0.0.0:25").is_listening
     assert changed(off(mx)) == 0
+    doctor = mx.play(playbook="doctor", zulip_puppet_classes=OFF)
+    assert changed(doctor) == 0 and "the gateway is switched off, and not installed" in doctor.stdout
 
     assert changed(on(mx)) > 0
     assert changed(on(mx, "--tags", "postfix")) == 0

@@ -50,6 +50,10 @@ class Inbox:
             self.imap.sh(f"{script} doveadm mailbox status -u {self.user} messages {folder}").rpartition("=")[2] or 0
         )
 
+    def forgive(self) -> None:
+        """Dovecot makes a client wait whose log in has failed, until it is restarted."""
+        self.imap.sh("systemctl restart dovecot")
+
     def empty(self) -> None:
         for folder in ("INBOX", "Zulip-Failed"):
             self.imap.host.run(f"doveadm expunge -u {self.user} mailbox {folder} all")

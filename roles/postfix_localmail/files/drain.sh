@@ -9,7 +9,7 @@ waiting() {
   if [ "${1:-}" = all ]; then postqueue -j | wc -l
   else postqueue -j | grep -ic "\"address\": \"[^\"]*@\($domain\|localhost\)\"" || true; fi
 }
-open_again() { postconf -e 'master_service_disable ='; postfix reload 2>/dev/null || true; }
+open_again() { postconf -e 'master_service_disable ='; postfix reload 2>/dev/null || true; echo "port 25 is open again"; }
 
 # Debian 12's unit does not know that Postfix has died: it would not start it.
 postfix status 2>/dev/null || systemctl restart postfix
