@@ -87,10 +87,10 @@ def test_a_new_secret_is_taken_over_and_no_mail_is_lost_meanwhile(mx, subject):
     mx.sh("systemctl restart zulip-web")
     mx.send(mx.address(), subject=subject)
     assert wait(lambda: "shared secret has changed" in mx.sh("mailq"), 20)
-    done = on(mx)
+    done = on(mx, "-vvv", "--diff")
     assert changed_tasks(done) == {"email_gateway : configure | Write the credential"}
     secret = mx.sh("sed -n 's/^shared_secret = //p' /etc/zulip/zulip-secrets.conf").strip()
-    assert secret not in on(mx, "-vvv", "--diff").stdout
+    assert secret not in done.stdout
     mx.sh("postqueue -f")
     mx.wait_for(subject)
 
