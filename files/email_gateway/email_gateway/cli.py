@@ -89,7 +89,8 @@ def _deliver(options: argparse.Namespace) -> None:
     """Deliver for Postfix: one line and an exit status, whatever happens."""
     try:
         settings = config.load(options.config)
-        _become_owner(settings.state_dir)  # when an operator calls it by hand
+        if os.geteuid() == 0:  # an operator calls it by hand
+            _become_owner(settings.state_dir)
         gateway = Gateway(settings)
         # Postfix bounces the mail of a command that overruns the transport's time
         # limit, which is twice this.
@@ -114,7 +115,7 @@ def _become_owner(folder: Path) -> None:
     except OSError as error:
         raise Trouble("4.3.0", "state", f"cannot use {folder}: {error.strerror}") from error
     if os.geteuid() not in (0, owner.st_uid):
-        raise Trouble("4.3.0", "user", "run this as root")
+        raise Trouble("4.3.0", "user", f"{folder} belongs to {folder.owner()}: run this as root")
     if os.geteuid() == 0 and owner.st_uid != 0:
         os.setgroups([])
         os.setgid(owner.st_gid)
