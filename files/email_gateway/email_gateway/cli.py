@@ -115,7 +115,7 @@ def _become_owner(folder: Path) -> None:
     except OSError as error:
         raise Trouble("4.3.0", "state", f"cannot use {folder}: {error.strerror}") from error
     if os.geteuid() not in (0, owner.st_uid):
-        raise Trouble("4.3.0", "user", f"{folder} belongs to {folder.owner()}: run this as root")
+        raise Trouble("4.3.0", "user", f"{folder} belongs to another user: run this as root")
     if os.geteuid() == 0 and owner.st_uid != 0:
         os.setgroups([])
         os.setgid(owner.st_gid)

@@ -163,7 +163,7 @@ def _books(gateway: Gateway) -> Iterator[Finding]:
     facts = status.collect(gateway)
     folder, owner = gateway.config.state_dir, gateway.config.state_dir.owner()
     for path in folder.rglob("*"):
-        if path.owner() != owner:
+        if path.stat().st_uid != folder.stat().st_uid:
             yield Finding(False, f"{path} is not {owner}'s: all mail waits; run: chown -R {owner}: {folder}")
             break
     for path in (gateway.config.queue_stats, gateway.config.queue_errors):
