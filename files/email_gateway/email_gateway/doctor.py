@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -163,9 +164,10 @@ def _books(gateway: Gateway) -> Iterator[Finding]:
     facts = status.collect(gateway)
     folder, owner = gateway.config.state_dir, gateway.config.state_dir.owner()
     for path in folder.rglob("*"):
-        if path.stat().st_uid != folder.stat().st_uid:
-            yield Finding(False, f"{path} is not {owner}'s: all mail waits; run: chown -R {owner}: {folder}")
-            break
+        with suppress(FileNotFoundError):  # replaced just now
+            if path.stat().st_uid != folder.stat().st_uid:
+                yield Finding(False, f"{path} is not {owner}'s: all mail waits; run: chown -R {owner}: {folder}")
+                break
     for path in (gateway.config.queue_stats, gateway.config.queue_errors):
         if path.exists() and _run("runuser", "-u", owner, "--", "test", "-r", str(path)).returncode:
             yield Finding(
