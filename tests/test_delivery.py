@@ -159,6 +159,16 @@ def test_quarantine_leaves_nothing_of_a_copy_that_has_no_room(tmp_path, monkeypa
     assert list((tmp_path / "q").iterdir()) == []
 
 
+def test_quarantine_that_can_not_even_be_tidied_says_why_it_could_not_be_written(tmp_path, monkeypatch):
+    def denied(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Quarantine, "_write", denied)
+    monkeypatch.setattr(Path, "unlink", denied)
+    with pytest.raises(Trouble, match="cannot keep a copy"):
+        Quarantine(tmp_path / "q", max_bytes=25, max_days=1).keep(b"x", CHANNEL, "", "", "no")
+
+
 def failed(gateway, *mails):
     with gateway.config.queue_errors.open("a") as file:
         for mail in mails:

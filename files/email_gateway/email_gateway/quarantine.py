@@ -50,7 +50,8 @@ class Quarantine:
             self._write(name + ".eml", message)
             self._write(name + ".json", json.dumps(item._asdict()).encode())
         except OSError as error:
-            self._forget(name)  # or each new try would fill the disk further
+            with suppress(OSError):
+                self._forget(name)  # or each new try would fill the disk further
             raise Trouble(
                 "4.3.0", "state", f"cannot keep a copy in {self._folder}: {error.strerror}; look at its free space"
             ) from error
@@ -100,8 +101,7 @@ class Quarantine:
 
     def _forget(self, name: str) -> None:
         for suffix in (".json", ".eml"):
-            with suppress(FileNotFoundError, NotADirectoryError):
-                (self._folder / (name + suffix)).unlink()
+            (self._folder / (name + suffix)).unlink(missing_ok=True)
 
     def _write(self, name: str, content: bytes) -> None:
         descriptor = os.open(self._folder / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)

@@ -166,7 +166,7 @@ def check_settings(path: Path) -> dict[str, Any]:
         names = [
             str(getattr(one, "id", "")) for one in (node.targets if isinstance(node, ast.Assign) else [node.target])
         ]
-        with suppress(ValueError):
+        with suppress(ValueError, TypeError):  # no plain value
             values |= dict.fromkeys(names, ast.literal_eval(node.value))
         if node.lineno > end and any(name.startswith("EMAIL_GATEWAY_") for name in names):
             raise Unfit(
