@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import socket
 import threading
+import urllib.parse
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 from email_gateway import backend_http
 from email_gateway.backend import prove
 from email_gateway.backend_http import HttpBackend
 from email_gateway.verdict import Deferred, Delivered, Refused, exit_status, pipe_line
+from mails import mail, spool
 from test_config import make_config
 
 OK = json.dumps({"result": "success", "msg": ""})
+SPOOL = Path("/nowhere")  # nothing is stored on the way to this back end
 Answer = Callable[[BaseHTTPRequestHandler, bytes], None]
+
+
+@pytest.fixture(autouse=True)
+def no_pause(monkeypatch):
+    """Between two tries after a 500."""
+    monkeypatch.setattr(backend_http, "_PAUSE", 0.01)
 
 
 @pytest.fixture
@@ -45,13 +56,14 @@ def serve() -> Iterator[Callable[[Answer], str]]:
         server.server_close()
 
 
-def fixed(status: int, body: str, promise: int | None = None) -> Answer:
+def fixed(status: int, body: str, promise: int | None = None, keep: bool = False) -> Answer:
     def answer(handler: BaseHTTPRequestHandler, _: bytes) -> None:
         handler.send_response(status)
         handler.send_header("Content-Length", str(len(body) if promise is None else promise))
+        if not keep:
+            handler.send_header("Connection", "close")
         handler.end_headers()
         handler.wfile.write(body.encode())
-        handler.close_connection = True
 
     return answer
 
@@ -111,7 +123,7 @@ OTHER_PATTERN = "5.1.1 Bad destination mailbox address: Address not recognized b
     ],
 )
 def test_answer(serve, answer, kind, status, words, in_doubt):
-    verdict = HttpBackend(serve(answer), "secret", 1).hand_over("general@x", b"hello")
+    verdict = HttpBackend(serve(answer), "secret", 1).hand_over("general@x", mail(b"hello"), SPOOL)
     check(verdict, kind, status, words, in_doubt)
 
 
@@ -127,14 +139,14 @@ def test_nothing_listens():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}"
-    verdict = HttpBackend(url, "secret", 1).hand_over("general@x", b"hello")
+    verdict = HttpBackend(url, "secret", 1).hand_over("general@x", mail(b"hello"), SPOOL)
     assert isinstance(verdict, Deferred) and "nothing listens on 127.0.0.1:" in verdict.reason
     assert "systemctl status nginx" in verdict.reason and not verdict.in_doubt
 
 
 def test_not_tls(serve):
     url = serve(fixed(200, OK)).replace("http:", "https:")
-    verdict = HttpBackend(url, "secret", 1).hand_over("general@x", b"hello")
+    verdict = HttpBackend(url, "secret", 1).hand_over("general@x", mail(b"hello"), SPOOL)
     assert isinstance(verdict, Deferred) and verdict.cause in ("TLS", "connection broken")
 
 
@@ -146,17 +158,17 @@ def test_the_endpoint_is_found_and_remembered(serve):
         fixed(200 if handler.path == backend_http.PATHS[1] else 404, OK)(handler, body)
 
     one = HttpBackend(serve(newer), "secret", 1)
-    assert isinstance(one.hand_over("general@x", b"1"), Delivered)
-    assert isinstance(one.hand_over("general@x", b"2"), Delivered)
+    assert isinstance(one.hand_over("general@x", mail(b"1"), SPOOL), Delivered)
+    assert isinstance(one.hand_over("general@x", mail(b"2"), SPOOL), Delivered)
     assert asked == [backend_http.PATHS[0], backend_http.PATHS[1], backend_http.PATHS[1]]
 
 
 def test_too_large_is_measured_on_the_form(serve):
     one = HttpBackend(serve(fixed(200, OK)), "secret", 1)
     plain = b"letters " * (19_660_000 // 8)
-    assert isinstance(one.hand_over("general@x", plain), Delivered)
+    assert isinstance(one.hand_over("general@x", mail(plain), SPOOL), Delivered)
     # As long, but its base64 is full of + and /, which the form has to escape.
-    verdict = one.hand_over("general@x", b"\xfb\xff\xbf" * (19_660_000 // 3))
+    verdict = one.hand_over("general@x", mail(b"\xfb\xff\xbf" * (19_660_000 // 3)), SPOOL)
     assert isinstance(verdict, Refused) and verdict.status == "5.3.4" and str(backend_http.MAX_FORM) in verdict.reason
 
 
@@ -172,5 +184,76 @@ def test_too_large_is_measured_on_the_form(serve):
     ],
 )
 def test_prove(serve, tmp_path, answer, good, words):
-    verdict = prove(HttpBackend(serve(answer), "secret", 1), make_config(tmp_path))
+    verdict = prove(HttpBackend(serve(answer), "secret", 1), make_config(tmp_path), spool(tmp_path))
     assert isinstance(verdict, Delivered) == good and words in pipe_line(verdict)
+
+
+def count_connections(serve, answer: Answer) -> tuple[HttpBackend, list[object]]:
+    """A back end, and the client's address of each request that its server got."""
+    seen: list[object] = []
+
+    def counting(handler: BaseHTTPRequestHandler, body: bytes) -> None:
+        seen.append(handler.client_address)
+        answer(handler, body)
+
+    return HttpBackend(serve(counting), "secret", 1), seen
+
+
+keep_alive = fixed(200, OK, keep=True)
+
+
+def test_the_connection_is_kept(serve):
+    one, seen = count_connections(serve, keep_alive)
+    for _ in range(3):
+        assert isinstance(one.hand_over("general@x", mail(b"hello"), SPOOL), Delivered)
+    assert len(seen) == 3 and len(set(seen)) == 1
+
+
+def test_a_connection_that_was_closed_meanwhile_costs_nothing(serve):
+    def closing(handler: BaseHTTPRequestHandler, body: bytes) -> None:
+        keep_alive(handler, body)
+        handler.close_connection = True  # it said nothing of it
+
+    one, seen = count_connections(serve, closing)
+    for _ in range(3):
+        assert isinstance(one.hand_over("general@x", mail(b"hello"), SPOOL), Delivered)
+        threading.Event().wait(0.05)
+    assert len(seen) == len(set(seen)) == 3
+
+
+def test_what_zulip_may_have_seen_is_not_asked_again(serve):
+    """The connection was used before, and breaks after the whole request."""
+
+    def second_hangs_up(handler: BaseHTTPRequestHandler, body: bytes) -> None:
+        (keep_alive if len(seen) == 1 else hang_up)(handler, body)
+
+    one, seen = count_connections(serve, second_hangs_up)
+    assert isinstance(one.hand_over("general@x", mail(b"hello"), SPOOL), Delivered)
+    verdict = one.hand_over("general@x", mail(b"hello"), SPOOL)
+    assert isinstance(verdict, Deferred) and verdict.in_doubt and len(seen) == 2
+
+
+def test_a_few_500s_are_not_worth_a_delay(serve):
+    """Each of Zulip's processes says it once after PostgreSQL was restarted."""
+
+    def recovering(handler: BaseHTTPRequestHandler, body: bytes) -> None:
+        (fixed(500, "<html>") if len(seen) < 5 else keep_alive)(handler, body)
+
+    one, seen = count_connections(serve, recovering)
+    assert isinstance(one.hand_over("general@x", mail(b"hello"), SPOOL), Delivered)
+    assert len(seen) == 5
+
+
+def test_the_form_is_what_a_browser_would_send(serve):
+    got: list[bytes] = []
+
+    def keeping(handler: BaseHTTPRequestHandler, body: bytes) -> None:
+        got.append(body)
+        fixed(200, OK)(handler, body)
+
+    one, content = HttpBackend(serve(keeping), "s+c/r=t", 1), bytes(range(256)) * 3000
+    for text in (b"", b"x", content):
+        one.hand_over("general.a+b@x", mail(text), SPOOL)
+        form = dict(urllib.parse.parse_qsl(got[-1].decode(), strict_parsing=True, keep_blank_values=True))
+        assert base64.b64decode(form.pop("msg_base64")) == text
+        assert form == {"rcpt_to": "general.a+b@x", "secret": "s+c/r=t"}

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 from email_gateway.backend import open_backend, prove
-from email_gateway.backend_smtp import SmtpBackend, wire_format
-from email_gateway.verdict import Deferred, Delivered, Refused, pipe_line
+from email_gateway.backend_smtp import SmtpBackend
+from email_gateway.verdict import Deferred, Delivered, Refused, Verdict, pipe_line
+from mails import mail, spool
 from test_backend_http import check
 from test_config import make_config
 
@@ -66,6 +69,10 @@ def serve() -> Iterator[Callable[..., Server]]:
         server.socket.close()
 
 
+def hand_over(server: Server, folder: Path, content: bytes = b"hello", seconds: float = 1) -> Verdict:
+    return SmtpBackend("127.0.0.1", server.port, seconds).hand_over("general@x", mail(content), folder)
+
+
 UNKNOWN = "550 5.1.1 Bad destination mailbox address: Bad stream token from email recipient general." + "a1" * 16
 
 
@@ -91,30 +98,30 @@ UNKNOWN = "550 5.1.1 Bad destination mailbox address: Bad stream token from emai
         ({"RCPT": "421 4.7.6 TLS error"}, Deferred, "4.3.2", "answers 421", False),
         ({"RCPT": None}, Deferred, "4.4.2", "broke", False),
         ({"RCPT": "..."}, Deferred, "4.4.2", "did not answer", False),
-        ({"DATA": "451 later"}, Deferred, "4.3.2", "answers 451", True),
+        ({"DATA": "451 later"}, Deferred, "4.3.2", "answers 451", False),
         ({"DATA": None}, Deferred, "4.4.2", "broke", True),
         ({"in DATA": None}, Deferred, "4.4.2", "broke", True),
-        ({".": "500 Server error"}, Deferred, "4.3.2", "answers 500", True),
+        ({".": "500 Server error"}, Deferred, "4.3.2", "answers 500", False),
         ({"RCPT": "550 5.7.1 Unable to relay"}, Deferred, "4.3.2", "answers 550 5.7.1 Unable to relay", False),
         ({"RCPT": "450 4.2.0 <general." + "a1" * 16 + "@x> greylisted"}, Deferred, "4.3.2", "general.a1a1...@x", False),
-        ({".": "554 5.1.1 no verdict here"}, Deferred, "4.3.2", "answers 554", True),
+        ({".": "554 5.1.1 no verdict here"}, Deferred, "4.3.2", "answers 554", False),
         ({".": "552 Error: Too much mail data"}, Refused, "5.3.4", "too large", False),
-        ({".": "552 5.2.2 The mailbox is full"}, Deferred, "4.3.2", "answers 552 5.2.2", True),
+        ({".": "552 5.2.2 The mailbox is full"}, Deferred, "4.3.2", "answers 552 5.2.2", False),
         ({".": None}, Deferred, "4.4.2", "broke", True),
         ({".": "..."}, Deferred, "4.4.2", "did not answer", True),
-        ({"QUIT": None}, Delivered, "2.0.0", "accepted", False),
+        ({"EHLO": "250-x\r\n250 SIZE abc"}, Delivered, "2.0.0", "accepted", False),
     ],
 )
-def test_answer(serve, answers, kind, status, words, in_doubt):
-    verdict = SmtpBackend("127.0.0.1", serve(**answers).port, 0.5).hand_over("general@x", b"hello\n" * 100000)
+def test_answer(serve, tmp_path, answers, kind, status, words, in_doubt):
+    verdict = hand_over(serve(**answers), tmp_path, b"hello\n" * 100000, seconds=0.5)
     check(verdict, kind, status, words, in_doubt)
 
 
-def test_nothing_listens():
+def test_nothing_listens(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    verdict = SmtpBackend("127.0.0.1", port, 1).hand_over("general@x", b"hello")
+    verdict = SmtpBackend("127.0.0.1", port, 1).hand_over("general@x", mail(b"hello"), tmp_path)
     assert isinstance(verdict, Deferred) and f"nothing listens on 127.0.0.1:{port}" in verdict.reason
     assert "systemctl status zulip-email-gateway-server" in verdict.reason
 
@@ -123,32 +130,80 @@ def test_nothing_listens():
     ("answer", "cause", "words"),
     [("220 Ready", "TLS", "TLS with 127.0.0.1"), ("454 TLS not available", "SMTP 454", "answers 454 TLS not")],
 )
-def test_trouble_with_tls_across_a_network(serve, monkeypatch, answer, cause, words):
+def test_trouble_with_tls_across_a_network(serve, tmp_path, monkeypatch, answer, cause, words):
     monkeypatch.setattr("email_gateway.backend_smtp._is_loopback", lambda _: False)
     server = serve(EHLO="250-x\r\n250 STARTTLS", STARTTLS=f"{answer}\r\nno TLS at all")
-    verdict = SmtpBackend("127.0.0.1", server.port, 1).hand_over("general@x", b"hello")
+    verdict = hand_over(server, tmp_path)
     assert isinstance(verdict, Deferred) and verdict.cause == cause and words in verdict.reason
 
 
-def test_what_is_sent(serve):
+def test_what_is_sent(serve, tmp_path):
     server = serve()
-    message = b"Subject: s\n\n.dot\r\nlone\rcr\n\xff 8bit\n" + b"x" * 2500 + b"\n"
-    assert SmtpBackend("127.0.0.1", server.port, 1).hand_over("general@x", message) == Delivered()
-    assert server.got.startswith(b"Subject: s\r\n\r\n..dot\r\nlone\r\ncr\r\n\xff 8bit\r\n")
-    lines = server.got.split(b"\r\n")
-    assert max(map(len, lines)) == 998 and b"x" * 2500 in server.got.replace(b"\r\n ", b"")
+    message = b"Subject: s\n\n.dot\r\nlone\rcr\n\xff 8bit\n"
+    assert hand_over(server, tmp_path, message) == Delivered()
+    assert server.got == b"Subject: s\r\n\r\n..dot\r\nlone\r\ncr\r\n\xff 8bit\r\n"
 
 
-def test_the_size_is_zulips_own(serve):
-    server = serve(EHLO="250-x\r\n250 SIZE 1000")
-    verdict = SmtpBackend("127.0.0.1", server.port, 1).hand_over("general@x", b"12345678\n" * 101)
+def test_the_size_is_zulips_own(serve, tmp_path):
+    verdict = hand_over(serve(EHLO="250-x\r\n250 SIZE 1000"), tmp_path, b"12345678\n" * 101)
     assert (
         isinstance(verdict, Refused) and verdict.status == "5.3.4" and "1010 bytes, and Zulip takes 1000" in verdict[2]
     )
 
 
-def test_a_line_end_is_never_doubled():
-    assert wire_format(b"a\r\nb\nc\rd") == b"a\r\nb\r\nc\r\nd"
+def test_the_session_is_kept_also_after_a_verdict_on_an_address(serve, tmp_path):
+    server = serve(RSET="250 OK")
+    one = SmtpBackend("127.0.0.1", server.port, 1)
+    for answer, kind in (("250 OK", Delivered), (UNKNOWN, Refused), ("250 OK", Delivered)):
+        server.answers["RCPT"] = answer
+        assert isinstance(one.hand_over("general@x", mail(b"hello"), tmp_path), kind)
+    assert server.got == b"hello\r\n" * 2  # and this server takes one connection only
+
+
+def test_a_session_that_was_closed_meanwhile_costs_nothing(serve, tmp_path):
+    server = serve(MAIL="250 OK")
+    one = SmtpBackend("127.0.0.1", server.port, 1)
+    assert one.hand_over("general@x", mail(b"hello"), tmp_path) == Delivered()
+    server.answers["MAIL"] = None
+    threading.Thread(target=lambda: (server.answers.update(MAIL="250 OK"), server.run()), daemon=True).start()
+    assert one.hand_over("general@x", mail(b"hello"), tmp_path) == Delivered()
+
+
+@pytest.mark.parametrize("command", ["EHLO", "RCPT", "."])
+def test_answers_that_trickle_cannot_hold_a_mail_for_ever(tmp_path, command):
+    """Each byte comes in time, and all steps together are bounded."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        threading.Thread(target=trickle, args=(listening, command), daemon=True).start()
+        one = SmtpBackend("127.0.0.1", listening.getsockname()[1], 0.5)
+        started = time.monotonic()
+        verdict = one.hand_over("general@x", mail(b"hello"), tmp_path)
+        assert isinstance(verdict, Deferred) and "did not answer" in verdict.reason
+        assert time.monotonic() - started < 3
+
+
+def trickle(listening: socket.socket, slow: str) -> None:
+    connection = listening.accept()[0]
+    with suppress(OSError), connection, connection.makefile("rb") as lines:
+        connection.sendall(GOOD[""].encode() + b"\r\n")
+        command = ""
+        while command != slow:
+            command = lines.readline().split()[0].decode().upper()
+            if command != slow:
+                connection.sendall(GOOD[command].encode() + b"\r\n")
+            if command == "DATA":
+                while lines.readline() != b".\r\n":
+                    pass
+                command = "."
+        for _ in range(100):
+            connection.sendall(b"2")
+            time.sleep(0.1)
+
+
+def test_nobody_waits_for_a_goodbye(serve, tmp_path):
+    server = serve(QUIT="...", RCPT="451 later", RSET="...")
+    started = time.monotonic()
+    hand_over(server, tmp_path, seconds=1)
+    assert time.monotonic() - started < 1.9
 
 
 @pytest.mark.parametrize(
@@ -157,5 +212,5 @@ def test_a_line_end_is_never_doubled():
 )
 def test_prove(serve, tmp_path, answer, good, words):
     config = make_config(tmp_path, url=f"smtp://127.0.0.1:{serve(RCPT=answer).port}")
-    verdict = prove(open_backend(config), config)
+    verdict = prove(open_backend(config), config, spool(tmp_path))
     assert isinstance(verdict, Delivered) == good and words in pipe_line(verdict)

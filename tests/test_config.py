@@ -17,6 +17,14 @@ TEMPLATE = (
 ).read_text()
 
 
+def made_logs(folder: Path) -> Path:
+    """Zulip's folder of logs; its worker has been there, and has consumed nothing."""
+    for name in ("queue_stats", "queue_error"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    (folder / "workers.log").touch()
+    return folder
+
+
 def make_config(folder: Path, **changes: Any) -> Config:
     (folder / "credential").write_text("s3cret\n")
     return Config(
@@ -25,8 +33,7 @@ def make_config(folder: Path, **changes: Any) -> Config:
         credential=folder / "credential",
         url="http://127.0.0.1:1",
         timeout=2,
-        queue_stats=folder / "email_mirror.stats",
-        queue_errors=folder / "email_mirror.errors",
+        logs=made_logs(folder / "logs"),
         windows=(Window(50, 60), Window(120, 300), Window(600, 3600)),
         hosts=1,
         slack=30,

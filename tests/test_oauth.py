@@ -75,12 +75,24 @@ def test_a_new_refresh_token_is_kept_until_another_is_configured(endpoint, tmp_p
     assert (tmp_path / "refresh-token").stat().st_mode & 0o777 == 0o600
 
 
+def test_without_room_for_a_new_refresh_token_none_is_asked_for(endpoint, tmp_path, monkeypatch):
+    """The one there is may be good for one use."""
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.posix_fallocate", full)
+    with pytest.raises(Trouble, match=r"cannot write .*refresh-token: No space left on device"):
+        tokens(endpoint, tmp_path, refresh_token="first").access_token()
+    assert endpoint.asked == [] and list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("answer", "words"),
     [
         ((400, {"error": "invalid_grant", "error_description": "expired"}), "answers 400 invalid_grant: expired"),
         ((502, "<html>"), "answers 502"),
-        ((200, "<html>"), "can not be used"),
+        ((200, "<html>"), "cannot be used"),
         ((200, {"token": "x"}), "no access_token"),
     ],
 )

@@ -1,26 +1,32 @@
 """Deliver email into Zulip without losing any of it.
 
-The package takes a mail at a door (Postfix's pipe(8) transport, an IMAP inbox,
-the quarantine, Zulip's own list of failures), decides about the address, waits
-for room within Zulip's rate limits, hands the mail over, and tells the truth
-about the outcome. It needs Python 3.10 or later and the standard library only;
-polling needs python3-imap-tools besides.
+One resident service takes a mail (from Postfix's pipe(8) transport, an IMAP inbox, the
+quarantine, Zulip's own file of failed mail), decides about its address, waits for room
+within Zulip's rate limits, hands it over, and writes the outcome into its journal.
+It needs Python 3.10 or later and the standard library only; polling needs
+python3-imap-tools besides.
 
 Modules, one job each:
 
-addresses   the address grammar: parse, fold, redact
-verdict     Delivered | Deferred | Refused, and how Postfix is told
-config      gateway.conf and the credential file
-state       one locked JSON file shared by all processes
-worker      what Zulip's queue worker says about itself
-pace        sliding windows over what that worker has consumed
-headers     the header fields that only Zulip may set
-backend     which way into Zulip: backend_http (up to 10) or backend_smtp (11 and later)
-quarantine  copies of refused mail
-delivery    the way of one mail through all of these
-inbox       the door of polling; mailbox: its IMAP session, oauth: its access tokens,
-            recipient: to whom a mail in an inbox was sent
-recovery    mail that failed inside Zulip after it was accepted
-status      what the operator is told; doctor: what is wrong on this host
-cli         the command line
+deliver             the command that Postfix runs for each mail: asks the service
+submission          how a client asks the service; client: the same for poller and operators
+service             the resident process: its socket, its requests, its end
+gateway             the way of one mail
+addresses           the address grammar: parse, fold, redact
+verdict             Delivered | Deferred | Refused, and how clients are told
+journal             the SQLite file: every mail, its outcome, and all that is derived from it
+pace                sliding windows over what Zulip has counted
+worker_statistics   what Zulip's queue worker says about itself; worker_log: its log
+message             a mail on the disk, and the header fields that only Zulip may set
+backend             which way into Zulip: backend_http (up to 10) or backend_smtp (11 and later)
+wire_format         a mail as SMTP wants it
+quarantine          copies of refused mail
+failures            mail that failed inside Zulip after it was accepted
+polling             takes mail out of an inbox; imap_session, oauth: its session and tokens;
+                    recipient_field: to whom such a mail was sent
+config              gateway.conf and the credential file
+migration           what earlier versions have left
+files, deadline     files that are complete or not there; how long something may take as a whole
+status, doctor      what the operator is told; what is wrong on this host
+cli                 the command line
 """

@@ -14,17 +14,25 @@ import re
 import ssl
 import time
 import urllib.parse
+from collections.abc import Iterator
+from pathlib import Path
 
 from .addresses import redact
-from .verdict import Deferred, Delivered, Refused, Verdict, on_address
+from .backend import MAX_IDLE, Pool
+from .deadline import Deadline
+from .message import Message
+from .verdict import NO_ANSWER, Deferred, Delivered, Refused, Verdict, on_address
 
-# The endpoint moved between Zulip 7 and 9: try, and remember.
+# The endpoint moved with Zulip 9: try, and remember.
 PATHS = ("/email_mirror_message", "/api/internal/email_mirror_message")
 # Django's DATA_UPLOAD_MAX_MEMORY_SIZE as Zulip sets it (bytes of the whole form).
 MAX_FORM = 25 * 2**20
 # An answer is a line of JSON; a page is cut off here (bytes).
 _MAX_ANSWER = 64 * 2**10
 _CONNECT_TIMEOUT = 10.0
+# After a restart of PostgreSQL each of Zulip's processes answers one request with 500
+# (measured, four processes): ask so often, with a pause (seconds) in between.
+_TRIES, _PAUSE = 5, 1.0
 
 
 class HttpBackend:
@@ -36,32 +44,40 @@ class HttpBackend:
 
     def __init__(self, url: str, secret: str, timeout: float, endpoint: str | None = None) -> None:
         self._url = urllib.parse.urlsplit(url)
+        self._where = f"{self._url.hostname}:{self._url.port or (80 if self._url.scheme == 'http' else 443)}"
         self._secret = secret
         self._timeout = timeout
         self.endpoint: str | None = endpoint if endpoint in PATHS else PATHS[0]
+        self._pool: Pool[http.client.HTTPConnection] = Pool(
+            lambda connection: connection.sock, lambda connection: connection.close()
+        )
 
-    def form(self, recipient: str, message: bytes) -> bytes:
-        """The request's body."""
-        fields = {"rcpt_to": recipient, "msg_base64": base64.b64encode(message), "secret": self._secret}
-        return urllib.parse.urlencode(fields).encode("ascii")
+    def close_idle(self, seconds: float = MAX_IDLE) -> None:
+        """Close the connections that were not used for so long (seconds)."""
+        self._pool.close_idle(seconds)
 
-    def hand_over(self, recipient: str, message: bytes) -> Verdict:
+    def hand_over(self, recipient: str, message: Message, spool: Path) -> Verdict:
         """Hand one mail over; never raises for trouble of the back end."""
-        # Base64 makes 4 bytes of 3; what is too large by far is not even encoded.
-        size = len(message) * 4 // 3
-        if size <= MAX_FORM:
-            body = self.form(recipient, message)
-            size = len(body)
-        if size > MAX_FORM:
+        form = Form(recipient, message, self._secret)
+        if form.size > MAX_FORM:
             return Refused(
                 "5.3.4",
                 "too large",
-                f"the message is too large for Zulip: {len(message)} bytes, which make {size} bytes "
+                f"the message is too large for Zulip: {message.size} bytes, which make {form.size} bytes "
                 f"in the form that Zulip limits to {MAX_FORM}; about {MAX_FORM * 3 // 4} bytes of plain text fit",
             )
-        give_up = time.monotonic() + 2 * self._timeout
+        deadline = Deadline(2 * self._timeout)
+        verdict = self._ask(form, deadline)
+        for _ in range(_TRIES - 1):
+            if not isinstance(verdict, Deferred) or verdict.cause != "HTTP 500":
+                break
+            time.sleep(_PAUSE)
+            verdict = self._ask(form, deadline)
+        return verdict
+
+    def _ask(self, form: Form, deadline: Deadline) -> Verdict:
         for path in sorted(PATHS, key=lambda path: path != self.endpoint):
-            verdict = self._post(path, body, give_up)
+            verdict = self._post(path, form, deadline)
             if verdict is not None:
                 self.endpoint = path
                 return verdict
@@ -72,36 +88,71 @@ class HttpBackend:
             "was Zulip upgraded to 11, or is the URL wrong? Run playbooks/site.yml",
         )
 
-    def _post(self, path: str, body: bytes, give_up: float) -> Verdict | None:
+    def _post(self, path: str, form: Form, deadline: Deadline) -> Verdict | None:
         """One request; None for 404."""
-        where = f"{self._url.hostname}:{self._url.port or (80 if self._url.scheme == 'http' else 443)}"
-        connection = self._connection()
+        used = self._pool.take()
+        if used is not None:
+            verdict, is_answered = self._exchange(used, path, form, deadline)
+            if is_answered or not isinstance(verdict, Deferred) or verdict.in_doubt:
+                return verdict
+        # Either there was none, or it broke before Zulip can have seen the whole request.
+        return self._exchange(self._connection(), path, form, deadline)[0]
+
+    def _exchange(
+        self, connection: http.client.HTTPConnection, path: str, form: Form, deadline: Deadline
+    ) -> tuple[Verdict | None, bool]:
+        """One request on this connection, and whether it was answered."""
         sent = False
         try:
-            connection.connect()
+            if connection.sock is None:
+                connection.connect()
             assert connection.sock is not None
-            connection.sock.settimeout(self._timeout)
-            sent = True
-            connection.request("POST", path, body, {"Content-Type": "application/x-www-form-urlencoded"})
+            connection.putrequest("POST", path, skip_accept_encoding=True)
+            connection.putheader("Content-Type", "application/x-www-form-urlencoded")
+            connection.putheader("Content-Length", str(form.size))
+            connection.endheaders()
+            for piece in form.pieces():
+                connection.sock.settimeout(deadline.left(self._timeout))
+                connection.send(piece)
+            sent = True  # what was not complete Zulip does not take for a request
+            connection.sock.settimeout(deadline.left(self._timeout))
             response = connection.getresponse()
-            answer = _read(response, give_up)
-            if response.status == 404:
-                return None
-            return interpret(response.status, answer)
+            answer = _read(connection, response, deadline, self._timeout)
         except ConnectionRefusedError:
-            return Deferred(
-                "4.4.1", "connection refused", f"nothing listens on {where}; look at: systemctl status nginx"
+            return self._broken(
+                connection,
+                "4.4.1",
+                "connection refused",
+                f"nothing listens on {self._where}; look at: systemctl status nginx",
             )
         except TimeoutError:
-            what = f"Zulip at {where} did not answer within {self._timeout:g} s"
-            return Deferred("4.4.2", "no answer", f"{what}; look at: supervisorctl status zulip-django", in_doubt=sent)
+            what = f"Zulip at {self._where} did not answer within {self._timeout:g} s"
+            return self._broken(
+                connection, "4.4.2", NO_ANSWER, f"{what}; look at: supervisorctl status zulip-django", sent
+            )
         except ssl.SSLError as error:
-            return Deferred("4.7.5", "TLS", f"TLS with {where} failed: {error.reason}; is the URL right?", sent)
+            what = f"TLS with {self._where} failed: {error.reason}; is the URL right?"
+            return self._broken(connection, "4.7.5", "TLS", what, sent)
         except (OSError, http.client.HTTPException) as error:
-            what = f"the connection to {where} broke: {type(error).__name__}: {error}"
-            return Deferred("4.4.2", "connection broken", what, in_doubt=sent)
-        finally:
+            what = f"the connection to {self._where} broke: {type(error).__name__}: {error}"
+            return self._broken(connection, "4.4.2", "connection broken", what, sent)
+        except BaseException:
             connection.close()
+            raise
+        is_read = response.length == 0 or response.isclosed()
+        response.close()
+        if is_read and not response.will_close:
+            self._pool.give(connection)
+        else:
+            connection.close()
+        return (None if response.status == 404 else interpret(response.status, answer)), True
+
+    @staticmethod
+    def _broken(
+        connection: http.client.HTTPConnection, status: str, cause: str, reason: str, in_doubt: bool = False
+    ) -> tuple[Verdict, bool]:
+        connection.close()
+        return Deferred(status, cause, reason, in_doubt), False
 
     def _connection(self) -> http.client.HTTPConnection:
         host, port = self._url.hostname or "127.0.0.1", self._url.port
@@ -114,6 +165,31 @@ class HttpBackend:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
         return http.client.HTTPSConnection(host, port, timeout=timeout, context=context)
+
+
+class Form:
+    """A request's body (application/x-www-form-urlencoded), which is never whole in memory."""
+
+    def __init__(self, recipient: str, message: Message, secret: str) -> None:
+        self._message = message
+        self._before = urllib.parse.urlencode({"rcpt_to": recipient}).encode() + b"&msg_base64="
+        self._after = b"&" + urllib.parse.urlencode({"secret": secret}).encode()
+        # Bytes. What base64 alone makes too large is not even encoded.
+        self.size = len(self._before) + len(self._after) + 4 * message.size // 3
+        if self.size <= MAX_FORM:
+            self.size = sum(len(piece) for piece in self.pieces())
+
+    def pieces(self) -> Iterator[bytes]:
+        """The body; a small one is one piece."""
+        text = self._before
+        for piece in self._message.pieces():
+            # Percent-encoding of what base64 has besides letters and digits.
+            encoded = base64.b64encode(piece).replace(b"+", b"%2B").replace(b"/", b"%2F").replace(b"=", b"%3D")
+            if len(text) > len(self._before):
+                yield text
+                text = b""
+            text += encoded
+        yield text + self._after
 
 
 def interpret(status: int, answer: bytes) -> Verdict:
@@ -156,16 +232,19 @@ def interpret(status: int, answer: bytes) -> Verdict:
     )
 
 
-def _read(response: http.client.HTTPResponse, give_up: float) -> bytes:
-    """Read an answer in pieces, so that one that trickles can not hold us."""
+def _read(
+    connection: http.client.HTTPConnection, response: http.client.HTTPResponse, deadline: Deadline, timeout: float
+) -> bytes:
+    """Read an answer in pieces, so that one that trickles cannot hold us."""
     answer = b""
     while len(answer) < _MAX_ANSWER:
+        seconds = deadline.left(timeout)
+        if connection.sock is not None:
+            connection.sock.settimeout(seconds)
         piece = response.read1(_MAX_ANSWER)
         if not piece:
             break
         answer += piece
-        if time.monotonic() > give_up:
-            raise TimeoutError
     if response.length:
         raise http.client.IncompleteRead(answer, response.length)
     return answer

@@ -1,20 +1,20 @@
-"""The command line: one door for Postfix, the others for operators and timers."""
+"""The command line of operators, units and site.yml; Postfix's command is deliver.py."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import os
-import signal
 import sys
 import time
 from pathlib import Path
 
 from . import config
 from .addresses import redact
-from .backend import prove
-from .delivery import Envelope, Gateway
-from .verdict import Delivered, Refused, Trouble, bug, exit_status, overdue, tell_postfix_and_exit
+from .client import Client
+from .journal import Journal
+from .quarantine import Quarantine
+from .verdict import Trouble, exit_status
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -24,10 +24,12 @@ def _parser() -> argparse.ArgumentParser:
 
     deliver = commands.add_parser("deliver", help="deliver the mail on standard input (Postfix does, see pipe(8))")
     deliver.add_argument("--sender", default="", help="envelope sender; empty for a bounce")
-    deliver.add_argument("--queue-id", default="", help="Postfix' queue ID")
-    deliver.add_argument("--original-recipient", default="", help="the recipient before Postfix' aliases")
+    deliver.add_argument("--queue-id", default="", help="Postfix's queue ID: the same mail is delivered once")
+    deliver.add_argument("--original-recipient", default="", help="the recipient before Postfix's aliases")
+    deliver.add_argument("--deadline", type=float, default=300, help="seconds to wait (default: %(default)s)")
     deliver.add_argument("recipient", help="a channel's address, or a reply address")
 
+    commands.add_parser("serve", help="hand mail to Zulip (systemd starts it, see zulip-email-gateway.service)")
     poll = commands.add_parser("poll", help="take mail out of the IMAP inbox (a service does)")
     poll.add_argument(
         "--try",
@@ -35,7 +37,6 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="only log in, to the inbox on standard input (JSON; site.yml does before it is configured)",
     )
-    commands.add_parser("recover", help="hand over again what failed inside Zulip (a timer calls this every minute)")
     commands.add_parser("check", help="prove that Zulip would take mail; sends none")
 
     commands.add_parser("doctor", help="is everything right on this host? changes nothing; run it as root")
@@ -52,60 +53,49 @@ def _parser() -> argparse.ArgumentParser:
     replay.add_argument("--to", metavar="ADDRESS", help="another address, where the channel's was renewed")
     purge = actions.add_parser("purge", help="remove copies for good")
     which = purge.add_mutually_exclusive_group(required=True)
-    which.add_argument("--older-than", type=float, metavar="DAYS", help="those refused longer ago")
-    which.add_argument("--all", dest="older_than", action="store_const", const=0.0, help="also what Zulip has lost")
+    which.add_argument(
+        "--older-than", type=float, metavar="DAYS", help="those refused longer ago, but not what Zulip has lost"
+    )
+    which.add_argument(
+        "--all", action="store_true", help="all, what Zulip has lost too, of which there is no other copy"
+    )
+    purge.add_argument("--lost", action="store_true", help="with --older-than: also what Zulip has lost")
     return parser
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns its exit status (sysexits(3))."""
     options = _parser().parse_args(arguments)
-    if options.command == "deliver":
-        _deliver(options)
     try:
         if options.command == "doctor" and os.geteuid() != 0:
             raise Trouble("4.3.0", "user", "run this as root")
+        if options.command == "serve":
+            return _serve(options.config)
         if options.command == "doctor":
-            return _doctor(Gateway(config.load(options.config)))
+            return _doctor(config.load(options.config))
         if options.command == "poll" and options.candidate:
             return _try_inbox()
-        _become_owner(config.load(options.config).state_dir)
-        gateway = Gateway(config.load(options.config))
-        if options.command == "recover":
-            return _recover(gateway)
+        settings = config.load(options.config)
+        _become_owner(settings.state_dir)
+        service = Client(settings.deadline)
         if options.command == "poll":
-            return _poll(gateway)
+            return _poll(settings, service)
         if options.command == "check":
-            return _check(gateway)
+            return _say(service.ask("check"))
         if options.command == "status":
-            return _status(gateway, options.json)
-        return _quarantine(gateway, options)
+            return _status(settings, options.json)
+        return _quarantine(settings, service, options)
     except Trouble as trouble:
         print(f"zulip-email-gateway: {redact(str(trouble))}", file=sys.stderr)
         return exit_status(trouble.verdict)
 
 
-def _deliver(options: argparse.Namespace) -> None:
-    """Deliver for Postfix: one line and an exit status, whatever happens."""
-    try:
-        settings = config.load(options.config)
-        if os.geteuid() == 0:  # an operator calls it by hand
-            _become_owner(settings.state_dir)
-        gateway = Gateway(settings)
-        # Postfix bounces the mail of a command that overruns the transport's time
-        # limit, which is twice this.
-        signal.signal(signal.SIGALRM, lambda *_: tell_postfix_and_exit(overdue(gateway.deadline)))
-        signal.alarm(gateway.deadline)
-        # Zulip's own Postfix configuration aliases everything to zulip@localhost; such
-        # mail still waits after a takeover.
-        aliased = options.recipient == "zulip@localhost" and options.original_recipient
-        envelope = Envelope(aliased or options.recipient, options.sender, options.queue_id)
-        verdict = gateway.deliver(envelope, sys.stdin.buffer.read())
-    except Trouble as trouble:
-        verdict = trouble.verdict
-    except BaseException as error:  # our own bug must delay a mail, never bounce it
-        verdict = bug(error)
-    tell_postfix_and_exit(verdict)
+def _serve(configuration: Path) -> int:
+    from . import service
+
+    os.umask(0o077)
+    service.Service(configuration).serve(service.listening_socket())
+    return 0
 
 
 def _become_owner(folder: Path) -> None:
@@ -123,37 +113,28 @@ def _become_owner(folder: Path) -> None:
     os.umask(0o077)
 
 
-def _recover(gateway: Gateway) -> int:
-    from .recovery import Recovery
-
-    gateway.quarantine.tidy()
-    for line in Recovery(gateway).run():
-        print(line)
-    return 0
-
-
-def _doctor(gateway: Gateway) -> int:
+def _doctor(settings: config.Config) -> int:
     from . import doctor
 
-    findings = doctor.examine(gateway)
+    findings = doctor.examine(settings)
     for finding in findings:
         print(f"{'ok    ' if finding.good else 'WRONG '} {redact(finding.text)}")
     return 0 if all(finding.good for finding in findings) else 1
 
 
-def _poll(gateway: Gateway) -> int:
-    if gateway.config.imap is None:
+def _poll(settings: config.Config, service: Client) -> int:
+    if settings.imap is None:
         raise Trouble("4.3.5", "configuration", "gateway.conf has no [imap]: set email_gateway_login, run site.yml")
     _with_packages()
-    from .inbox import Inbox
+    from .polling import Inbox
 
-    Inbox(gateway).run()
+    Inbox(settings, service).run()
     return 0
 
 
 def _try_inbox() -> int:
     _with_packages()
-    from .inbox import look_into
+    from .polling import look_into
 
     asked = json.load(sys.stdin)
     print(look_into(config.Imap(**asked["imap"]), Path(asked["state_dir"]), asked["timeout"]))
@@ -167,50 +148,47 @@ def _with_packages() -> None:
     site.main()
 
 
-def _check(gateway: Gateway) -> int:
-    verdict = prove(gateway.backend(), gateway.config)
-    print(verdict.note if isinstance(verdict, Delivered) else redact(verdict.reason))
-    return exit_status(verdict)
-
-
-def _status(gateway: Gateway, as_json: bool) -> int:
+def _status(settings: config.Config, as_json: bool) -> int:
     from . import status
 
-    facts = status.collect(gateway)
-    print(json.dumps(facts, indent=2) if as_json else status.render(facts, gateway.config.queue_stats))
+    facts = status.collect(settings)
+    print(json.dumps(facts, indent=2) if as_json else status.render(facts, settings.queue_stats))
     return 0
 
 
-def _quarantine(gateway: Gateway, options: argparse.Namespace) -> int:
-    store = gateway.quarantine
+def _say(answer: tuple[int, str, str]) -> int:
+    """Print what the service says; its exit status."""
+    status, line, _ = answer
+    print(redact(line), file=sys.stderr if status else sys.stdout)
+    return status
+
+
+def _quarantine(settings: config.Config, service: Client, options: argparse.Namespace) -> int:
+    journal = Journal(settings.state_dir, create=False)
     if options.action == "list":
-        for item in store.items():
-            when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(item.refused))
-            print(f"{item.id}  {when}  {item.size:>8} bytes  {redact(item.recipient)}  {redact(item.reason)}")
+        for copy in journal.copies():
+            when = _local_time(copy.refused)
+            print(f"{copy.id}  {when}  {copy.size:>8} bytes  {redact(copy.recipient)}  {redact(copy.reason)}")
         return 0
     if options.action == "purge":
-        print(f"{store.purge(options.older_than)} removed")
-        return 0
-    try:
-        item = store.get(options.id)
-    except KeyError:
+        return _say(
+            service.ask("purge", days=f"{options.older_than or 0:g}", lost=str(options.all or options.lost).lower())
+        )
+    if options.action == "replay":
+        return _say(service.ask("replay", id=options.id, to=options.to or ""))
+    found = journal.copy(options.id)
+    if found is None:
         print(f"zulip-email-gateway: no mail {options.id!r} in quarantine; see: quarantine list", file=sys.stderr)
         return 1
-    if options.action == "show":
-        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(item.refused))
-        for name, value in {**item._asdict(), "refused": when}.items():
-            print(f"{name}: {redact(str(value))}")
-        print()
-        sys.stdout.flush()
-        sys.stdout.buffer.write(store.message(item))
-        return 0
-    verdict = gateway.deliver(
-        Envelope(options.to or item.recipient, item.sender, item.queue_id), store.message(item), False
-    )
-    if isinstance(verdict, Delivered):
-        store.remove(item)
-        print(f"{item.id}: {verdict.note}")
-        return 0
-    kind = "refused again" if isinstance(verdict, Refused) else "not now"
-    print(f"{item.id}: {kind}: {redact(verdict.reason)}; it stays in quarantine", file=sys.stderr)
-    return exit_status(verdict)
+    for name, value in {**found._asdict(), "refused": _local_time(found.refused)}.items():
+        print(f"{name}: {redact(str(value))}")
+    print()
+    sys.stdout.flush()
+    store = Quarantine(settings.state_dir, journal, settings.quarantine_bytes, settings.quarantine_days)
+    for piece in store.pieces(found.id):
+        sys.stdout.buffer.write(piece)
+    return 0
+
+
+def _local_time(moment: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(moment))

@@ -61,8 +61,7 @@ class Config(NamedTuple):
     credential: Path
     url: str
     timeout: float
-    queue_stats: Path
-    queue_errors: Path
+    logs: Path
     windows: tuple[Window, ...]
     hosts: int
     slack: float
@@ -72,9 +71,24 @@ class Config(NamedTuple):
     imap: Imap | None = None
 
     @property
+    def deadline(self) -> int:
+        """Seconds that a whole delivery may take."""
+        return int(self.max_wait + 2 * self.timeout) + 10
+
+    @property
     def worker_counts(self) -> bool:
         """True where Zulip's worker counts mail (up to 10), False where its SMTP server does."""
         return not self.url.startswith("smtp:")
+
+    @property
+    def queue_stats(self) -> Path:
+        """What Zulip's worker tells about itself (worker_statistics.py)."""
+        return self.logs / "queue_stats/email_mirror.stats"
+
+    @property
+    def queue_errors(self) -> Path:
+        """The mail that failed inside Zulip (failures.py)."""
+        return self.logs / "queue_error/email_mirror.errors"
 
     def secret(self) -> str:
         """Zulip's shared secret, from the file only the gateway's user reads."""
@@ -99,8 +113,7 @@ def load(path: Path = CONFIG) -> Config:
             credential=Path(zulip["credential"]),
             url=_url(zulip["url"]),
             timeout=_positive(zulip["timeout"]),
-            queue_stats=Path(zulip["queue_stats"]),
-            queue_errors=Path(zulip["queue_errors"]),
+            logs=Path(zulip["logs"]),
             windows=_windows(pace["windows"], hosts := int(_positive(pace["hosts"]))),
             hosts=hosts,
             slack=_positive(pace["slack"]),

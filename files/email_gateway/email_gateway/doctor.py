@@ -19,10 +19,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from . import status
-from .backend import prove
-from .delivery import Gateway
-from .verdict import Delivered, Trouble
+from .client import Client
+from .config import Config
+from .verdict import Trouble
 
 ZULIP_CONF = Path("/etc/zulip/zulip.conf")
 ZULIP_SECRETS = Path("/etc/zulip/zulip-secrets.conf")
@@ -41,21 +40,21 @@ class Finding(NamedTuple):
     text: str
 
 
-def examine(gateway: Gateway) -> list[Finding]:
+def examine(config: Config) -> list[Finding]:
     """All findings, in the order of a mail's way."""
-    checks: list[Callable[[Gateway], Iterator[Finding]]] = [_units, _inbox, _zulip_conf, _credential, _zulip, _books]
+    checks: list[Callable[[Config], Iterator[Finding]]] = [_units, _inbox, _zulip_conf, _credential, _zulip, _journal]
     if _is_ours(MAIN_CF):
         checks[0:0] = [_postfix, _port_25, _certificate]
     findings: list[Finding] = []
     for check in checks:
         try:
-            findings += check(gateway)
+            findings += check(config)
         except Trouble as trouble:
             findings.append(Finding(False, str(trouble)))
     return findings
 
 
-def _postfix(_: Gateway) -> Iterator[Finding]:
+def _postfix(_: Config) -> Iterator[Finding]:
     done = _run("postfix", "check")
     # That the host has no IPv6 is all right.
     complaints = [line for line in done.stderr.strip().splitlines() if "disabling IPv6" not in line]
@@ -68,14 +67,14 @@ def _postfix(_: Gateway) -> Iterator[Finding]:
         yield Finding(True, "Postfix runs, and its configuration is sound")
 
 
-def _port_25(gateway: Gateway) -> Iterator[Finding]:
+def _port_25(config: Config) -> Iterator[Finding]:
     """A dialogue up to RCPT, as a sender would have it; no mail."""
-    domain = gateway.config.pattern.domain
+    domain = config.pattern.domain
     try:
         with socket.create_connection(("127.0.0.1", 25), 10) as connection, connection.makefile("rwb") as lines:
             banner = lines.readline().decode("ascii", "replace").strip()
             answers = []
-            recipient = gateway.config.pattern.address("0" * 32)
+            recipient = config.pattern.address("0" * 32)
             for command in ("EHLO doctor.invalid", "MAIL FROM:<>", f"RCPT TO:<{recipient}>"):
                 lines.write(f"{command}\r\n".encode())
                 lines.flush()
@@ -94,21 +93,21 @@ def _port_25(gateway: Gateway) -> Iterator[Finding]:
     )
 
 
-def _certificate(_: Gateway) -> Iterator[Finding]:
+def _certificate(_: Config) -> Iterator[Finding]:
     chain = re.search(r"^smtpd_tls_chain_files *=\s*(\S+)\s+(\S+)", MAIN_CF.read_text(encoding="utf-8"), re.MULTILINE)
     path = chain[2] if chain else ""
     end = _run("openssl", "x509", "-enddate", "-noout", "-in", path)
     if end.returncode:
-        yield Finding(False, f"the certificate {path} can not be read; run playbooks/site.yml")
+        yield Finding(False, f"the certificate {path} cannot be read; run playbooks/site.yml")
         return
     good = _run("openssl", "x509", "-checkend", str(SOON), "-noout", "-in", path).returncode == 0
     until = end.stdout.strip().partition("=")[2]
     yield Finding(good, f"the certificate {path} is good until {until}" + _unless(good, "renew it"))
 
 
-def _units(_: Gateway) -> Iterator[Finding]:
+def _units(_: Config) -> Iterator[Finding]:
     """Timers, services and path units of the gateway have to run."""
-    for path in sorted(UNITS.glob("zulip-email-gateway-*")):
+    for path in sorted(UNITS.glob("zulip-email-gateway*")):
         if "[Install]" not in path.read_text(encoding="utf-8"):
             continue  # started by another one
         good = _run("systemctl", "is-active", "--quiet", path.name).returncode == 0
@@ -116,20 +115,20 @@ def _units(_: Gateway) -> Iterator[Finding]:
         yield Finding(good, text + _unless(good, f"look at: systemctl status {path.name}; run playbooks/site.yml"))
 
 
-def _inbox(gateway: Gateway) -> Iterator[Finding]:
+def _inbox(config: Config) -> Iterator[Finding]:
     """Log in, as the gateway's own user: what root wrote the service could not read."""
-    imap, folder = gateway.config.imap, gateway.config.state_dir
+    imap, folder = config.imap, config.state_dir
     if imap is None:
         return
     asked = {"imap": imap._replace(secret=imap.secrets())._asdict(), "state_dir": str(folder)}
     command = ("runuser", "-u", folder.owner(), "--", sys.argv[0], "poll", "--try")
-    done = _run(*command, input=json.dumps({**asked, "timeout": gateway.config.timeout}))
+    done = _run(*command, input=json.dumps({**asked, "timeout": config.timeout}))
     good = done.returncode == 0
     yield Finding(good, (done.stdout if good else done.stderr).strip())
 
 
-def _zulip_conf(gateway: Gateway) -> Iterator[Finding]:
-    if not ZULIP_CONF.exists() or gateway.config.imap is not None:
+def _zulip_conf(config: Config) -> Iterator[Finding]:
+    if not ZULIP_CONF.exists() or config.imap is not None:
         return
     conf = configparser.RawConfigParser()
     conf.read(ZULIP_CONF)
@@ -141,51 +140,58 @@ def _zulip_conf(gateway: Gateway) -> Iterator[Finding]:
     yield Finding(good, text + _unless(good, "run playbooks/site.yml with email_gateway_takeover: true"))
 
 
-def _credential(gateway: Gateway) -> Iterator[Finding]:
-    if not gateway.config.worker_counts:
+def _credential(config: Config) -> Iterator[Finding]:
+    if not config.worker_counts:
         return
     secrets = configparser.RawConfigParser()
     secrets.read(ZULIP_SECRETS)
-    good = secrets.get("secrets", "shared_secret", fallback="") == gateway.config.secret()
+    good = secrets.get("secrets", "shared_secret", fallback="") == config.secret()
     text = "the credential is Zulip's shared secret"
     if not good:
         text = f"{ZULIP_SECRETS} has another shared secret than the gateway"
     yield Finding(good, text + _unless(good, "run playbooks/site.yml"))
 
 
-def _zulip(gateway: Gateway) -> Iterator[Finding]:
-    verdict = prove(gateway.backend(), gateway.config)
-    good = isinstance(verdict, Delivered)
-    yield Finding(good, verdict.note if isinstance(verdict, Delivered) else verdict.reason)
+def _zulip(config: Config) -> Iterator[Finding]:
+    status, line, _ = Client(config.deadline).ask("check")
+    yield Finding(status == 0, line.partition(" ")[2] if status == 0 else line)
 
 
-def _books(gateway: Gateway) -> Iterator[Finding]:
+def _journal(config: Config) -> Iterator[Finding]:
     """What status tells, and whether somebody has to look at it."""
-    facts = status.collect(gateway)
-    folder, owner = gateway.config.state_dir, gateway.config.state_dir.owner()
+    folder, owner = config.state_dir, config.state_dir.owner()
     for path in folder.rglob("*"):
         with suppress(FileNotFoundError):  # replaced just now
             if path.stat().st_uid != folder.stat().st_uid:
                 yield Finding(False, f"{path} is not {owner}'s: all mail waits; run: chown -R {owner}: {folder}")
                 break
-    for path in (gateway.config.queue_stats, gateway.config.queue_errors):
+    for path in (config.queue_stats, config.queue_errors):
         if path.exists() and _run("runuser", "-u", owner, "--", "test", "-r", str(path)).returncode:
             yield Finding(
-                False, f"the user {owner} can not read {path}; run playbooks/site.yml, or look at: namei -l {path}"
+                False, f"the user {owner} cannot read {path}; run playbooks/site.yml, or look at: namei -l {path}"
             )
+    # By the program itself, which goes on as the gateway's user: what root writes that could not read.
+    done = _run(sys.argv[0], "status", "--json")
+    if done.returncode:
+        yield Finding(False, done.stderr.strip().removeprefix("zulip-email-gateway: "))
+        return
+    facts = json.loads(done.stdout)
     if not facts["worker_statistics"]:
-        what = f"{gateway.config.queue_stats} is missing or makes no sense"
+        what = f"{config.queue_stats} is missing or makes no sense"
         yield Finding(False, f"{what}: mail goes slower, in stretched windows; look at: supervisorctl status")
     if _is_ours(MAIN_CF):
         queue = facts["queue"]
         if queue is None:
-            yield Finding(False, "Postfix' queue can not be read; run this as root")
+            yield Finding(False, "Postfix's queue cannot be read; look at: systemctl status postfix")
         else:
             good = not queue["mails"] or queue["oldest"] < LONG
-            text = f"{queue['mails']} mails wait in Postfix' queue"
+            text = f"{queue['mails']} mails wait in Postfix's queue"
             if queue["mails"]:
                 text += f", the oldest for {queue['oldest']:.0f} s: {'; '.join(sorted(queue['reasons']))}"
             yield Finding(good, text)
+    for name in facts["damaged"]:
+        what = f"{folder / name}: the journal was damaged and began anew; look for the reason in: journalctl -k"
+        yield Finding(False, f"{what}; then remove that file")
     if facts["lost"]:
         what = f"{facts['lost']} mails that Zulip accepted and failed twice to post are in quarantine"
         yield Finding(False, f"{what}; look at: zulip-email-gateway quarantine list, then replay ID")

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import http.client
 import json
-import os
 import time
 import urllib.error
 import urllib.parse
@@ -16,17 +15,20 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+from .files import Draft
 from .verdict import Trouble, one_line
 
 # Renew this long before a token expires (seconds), or half its life if that is shorter.
 _EARLY = 300.0
+# What a refresh token takes at most (bytes).
+_ROOM = 2**16
 
 
 class Tokens:
-    """Access tokens from the token end point `url`.
+    """Access tokens from the token endpoint `url`.
 
     secret: client_id, client_secret and, if there is one, refresh_token. store: a file
-    for the refresh token that the end point gives in the place of the last one.
+    for the refresh token that the endpoint gives in the place of the last one.
     timeout: seconds.
     """
 
@@ -39,13 +41,27 @@ class Tokens:
     def access_token(self, anew: bool = False) -> str:
         """A token that is still good; raises Trouble. anew: the last one was refused."""
         if anew or time.time() >= self._good_until:
-            answer = self._ask()
-            life = answer["expires_in"]
-            self._token = str(answer["access_token"])
-            self._good_until = time.time() + max(life - _EARLY, life / 2)
-            if answer.get("refresh_token"):
-                self._keep(str(answer["refresh_token"]))
+            draft = self._draft()
+            try:
+                answer = self._ask()
+                life = answer["expires_in"]
+                self._token = str(answer["access_token"])
+                self._good_until = time.time() + max(life - _EARLY, life / 2)
+                if draft is not None and answer.get("refresh_token"):
+                    self._store_token(draft, str(answer["refresh_token"]))
+            finally:
+                if draft is not None:
+                    draft.discard()
         return self._token
+
+    def _draft(self) -> Draft | None:
+        """Room for a new refresh token, before the one there is may become worthless."""
+        if not self._secret.get("refresh_token"):
+            return None
+        try:
+            return Draft(self._store, _ROOM)
+        except OSError as error:
+            raise self._unwritable(error) from error
 
     def _ask(self) -> dict[str, Any]:
         fields = {"client_id": self._secret["client_id"], "client_secret": self._secret["client_secret"]}
@@ -65,13 +81,13 @@ class Tokens:
         except urllib.error.HTTPError as error:
             raise self._trouble(f"answers {error.code} {_fault(error.read(2**20))}") from error
         except (OSError, ValueError, TypeError, http.client.HTTPException) as error:
-            raise self._trouble(f"can not be used: {getattr(error, 'reason', error)}") from error
+            raise self._trouble(f"cannot be used: {getattr(error, 'reason', error)}") from error
 
     def _trouble(self, what: str) -> Trouble:
         return Trouble(
             "4.7.8",
             "OAuth 2",
-            f"the token end point {self._url} {one_line(what, 300)}; look at email_gateway_oauth_* in the inventory",
+            f"the token endpoint {self._url} {one_line(what, 300)}; look at email_gateway_oauth_* in the inventory",
         )
 
     def _refresh_token(self) -> str:
@@ -87,16 +103,15 @@ class Tokens:
             raise Trouble("4.3.0", "state", f"cannot read {self._store}: {error.strerror}") from error
         return configured
 
-    def _keep(self, token: str) -> None:
-        draft = self._store.with_suffix(".new")
+    def _store_token(self, draft: Draft, token: str) -> None:
+        kept = {"instead_of": _digest(self._secret["refresh_token"]), "refresh_token": token}
         try:
-            with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
-                json.dump({"instead_of": _digest(self._secret.get("refresh_token", "")), "refresh_token": token}, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(draft, self._store)
+            draft.replace([json.dumps(kept).encode()])
         except OSError as error:
-            raise Trouble("4.3.0", "state", f"cannot write {self._store}: {error.strerror}") from error
+            raise self._unwritable(error) from error
+
+    def _unwritable(self, error: OSError) -> Trouble:
+        return Trouble("4.3.0", "state", f"cannot write {self._store}: {error.strerror}")
 
 
 def _digest(token: str) -> str:

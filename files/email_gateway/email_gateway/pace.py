@@ -3,7 +3,7 @@
 Zulip drops, without a word, the mail that exceeds 50 in 60 s, 120 in 300 s or
 600 in 3600 s (zerver/lib/rate_limiter.py). It counts when its worker consumes a
 mail, not when it accepts it; a worker that was slow or stopped consumes all that
-waits within one window. So every mail holds a slot in each window:
+waits within one window. So every mail holds a unit of each window:
 
 - from the hand-over on it counts as if it were consumed now,
 - once the worker is known to have consumed it, as consumed at that moment.
@@ -11,7 +11,7 @@ waits within one window. So every mail holds a slot in each window:
 A stamp of the worker proves it for what was handed over at least MARGIN earlier.
 For what was handed over within MARGIN of the last stamp it does not: the worker
 may have been stopped right then. After a burst nothing but such mail is left,
-and no new stamp comes before another mail does. Therefore the last slot of each
+and no new stamp comes before another mail does. Therefore the last unit of each
 window is kept for a probe: one mail, handed over when nothing else can be in
 flight, whose stamp proves all that went before. Even if the worker was stopped,
 it finds no more than the limit when it starts.
@@ -20,68 +20,63 @@ Zulip 11 and later count in their SMTP server, when the mail is handed over: the
 the worker is not asked. Should that server say that its limit is used up, though
 there is room here (others feed it too), the next try waits, longer each time.
 
-A hand-over that got no answer may or may not have reached Zulip. It counts like
-the others, but does not hold the probe up, and after the longest window it no
-longer counts: else Zulip being silent for an hour would stop the gateway for good.
+A hand-over that got no answer may or may not have reached Zulip, which may take it up
+much later. It counts like the others, and no other mail goes for a while, longer each
+time: else a silent Zulip would use up the windows. Once Zulip answers again, all of them
+count as handed over only then.
+
+A journal that is new or was damaged knows nothing of the last hour, which is then read
+from the worker's log (worker_log.py). Until that works the windows count as full.
 """
 
 from __future__ import annotations
 
+import sqlite3
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from . import worker
+from . import worker_log, worker_statistics
 from .config import Config, Window
-from .state import Data, State
-from .verdict import RATE_LIMITED, Deferred, Delivered, Trouble, Verdict
+from .journal import Journal, Unit
+from .verdict import NO_ANSWER, RATE_LIMITED, STOPPING, Deferred, Delivered, Trouble, Verdict
 
 # A mail handed over this long (seconds) before a stamp had reached the worker.
 MARGIN = 1.0
 # While the answer depends on the worker, look again after this time (seconds).
 POLL = 0.25
 
-# After Zulip's own "rate-limited" wait this long, and twice as long each time (seconds).
+# After Zulip's own "rate-limited", or no answer, wait this long, and twice as long each time (seconds).
 FIRST_HOLD, LONGEST_HOLD = 5.0, 60.0
 
-# id; opened: when the slot was taken; handed: when Zulip accepted the mail, None
-# until then; consumed: the latest moment at which the worker can have consumed
-# it, None while that is not known; doubt: there was no answer. All in Unix
-# seconds: Zulip's limiter goes by the same clock of the same host.
-Slot = dict[str, Any]
+# {"cause": one of verdict.py, "seconds": how long, "until": Unix seconds}
+Hold = dict[str, Any]
 
 
-def settle(
-    slots: list[Slot], statistics: worker.Statistics | None, now: float, deadline: float, longest: float
-) -> None:
-    """Note in `slots` which mails are proved to be consumed.
-
-    deadline: seconds after which a hand-over that never ended can not be under
-    way any more (its process was killed). longest: seconds of the longest window.
-    """
-    for slot in slots:
-        if slot["handed"] is None and (slot["opened"] > now or slot["opened"] + deadline < now):
-            slot["handed"] = min(slot["opened"] + deadline, now)
-            slot["doubt"] = True
-        if any(slot[key] is not None and slot[key] > now for key in ("handed", "consumed")):
+def settle(units: Sequence[Unit], statistics: worker_statistics.Statistics | None, now: float) -> None:
+    """Note in `units` which mails are proved to be consumed."""
+    for unit in units:
+        if any(moment is not None and moment > now for moment in (unit.opened, unit.handed, unit.consumed)):
             # The clock was set back: no stamp can be compared with it any more.
-            slot["handed"] = slot["consumed"] = now
-        if slot["handed"] is None or slot["consumed"] is not None:
+            unit.opened = now
+            if unit.handed is not None:
+                unit.handed = unit.consumed = now
+        if unit.handed is None or unit.consumed is not None:
             continue
-        if statistics is None or (slot["doubt"] and slot["handed"] + longest < now):
-            slot["consumed"] = slot["handed"]
-        elif statistics.settled(now) and slot["handed"] + MARGIN <= statistics.emptied:
-            slot["consumed"] = statistics.emptied
-        elif statistics.found_nothing(now) and slot["handed"] <= statistics.emptied:
-            slot["consumed"] = now
+        if statistics is None:
+            unit.consumed = unit.handed
+        elif statistics.settled(now) and unit.handed + MARGIN <= statistics.emptied:
+            unit.consumed = statistics.emptied
+        elif statistics.found_nothing(now) and unit.handed <= statistics.emptied:
+            unit.consumed = now
 
 
-def quiet(slots: Sequence[Slot], statistics: worker.Statistics | None, now: float) -> bool:
+def is_quiet(units: Sequence[Unit], statistics: worker_statistics.Statistics | None, now: float) -> bool:
     """True if nothing can be in flight unless the worker was stopped, and the stamp
     of a mail handed over now would prove all that went before."""
-    if any(slot["handed"] is None for slot in slots):
+    if any(unit.handed is None for unit in units):
         return False
-    unproved = [slot["handed"] for slot in slots if slot["consumed"] is None and not slot["doubt"]]
+    unproved = [unit.handed for unit in units if unit.handed is not None and unit.consumed is None and not unit.doubt]
     if statistics is None or not unproved:
         return True
     # When a hand-over was noted says little: the worker's stamp may be older than the note
@@ -89,131 +84,180 @@ def quiet(slots: Sequence[Slot], statistics: worker.Statistics | None, now: floa
     return statistics.settled(now) and max(unproved) <= now - MARGIN
 
 
-def room(slots: Sequence[Slot], windows: Sequence[Window], is_quiet: bool, now: float) -> float:
+def seconds_to_wait(units: Sequence[Unit], windows: Sequence[Window], quiet: bool, now: float) -> float:
     """Seconds until a mail may be handed over; 0 if it may be now.
 
     POLL stands for an unknown time: it depends on the worker.
     """
     longest = 0.0
     for limit, seconds in windows:
-        expiring = sorted(slot["consumed"] + seconds for slot in slots if slot["consumed"] is not None)
+        expiring = sorted(unit.consumed + seconds for unit in units if unit.consumed is not None)
         expiring = [moment for moment in expiring if moment > now]
-        used = len(expiring) + sum(slot["consumed"] is None for slot in slots)
-        if used < limit - 1 or (used == limit - 1 and is_quiet):
+        used = len(expiring) + sum(unit.consumed is None for unit in units)
+        if used < limit - 1 or (used == limit - 1 and quiet):
             continue
-        must_expire = used - limit  # index of the slot whose end makes room
+        must_expire = used - limit  # index of the unit whose end makes room
         known = 0 <= must_expire < len(expiring)
         longest = max(longest, expiring[must_expire] - now if known else POLL)
     return longest
 
 
-def hold(data: Data, now: float) -> float:
-    """Seconds for which Zulip's own "rate-limited" still holds mail back."""
-    if "hold" not in data:
+def seconds_on_hold(hold: Hold | None, now: float) -> float:
+    """Seconds for which what Zulip said last, or did not say, still holds mail back."""
+    if hold is None:
         return 0.0
-    left: float = data["hold"]["until"] - now
-    return left if left <= data["hold"]["seconds"] else 0.0  # else the clock was set back
+    left: float = hold["until"] - now
+    return left if 0 < left <= hold["seconds"] else 0.0  # more: the clock was set back
 
 
-def windows_of(config: Config, statistics: worker.Statistics | None) -> tuple[Window, ...]:
+def windows_of(config: Config, statistics: worker_statistics.Statistics | None) -> tuple[Window, ...]:
     """The windows to keep: this host's share, stretched when flying blind."""
     slack = config.slack if statistics is None and config.worker_counts else 0.0
     return tuple(Window(limit // config.hosts, seconds + slack) for limit, seconds in config.windows)
 
 
 class Pace:
-    """Takes and gives back slots in the shared state."""
+    """Takes and gives back units of Zulip's rate limit."""
 
     def __init__(
         self,
         config: Config,
-        state: State,
-        deadline: float,
+        journal: Journal,
         clock: Callable[[], float] = time.time,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._config = config
-        self._state = state
-        self._deadline = deadline
+        self._journal = journal
         self._clock = clock
         self._sleep = sleep
-        # Seconds to wait for room before the mail is deferred.
-        self.max_wait = config.max_wait
+        self._longest = max(seconds for _, seconds in config.windows) + config.slack
 
-    def acquire(self) -> int:
-        """Wait for room, take a slot and return its id.
+    def acquire(self, max_wait: float, is_stopping: Callable[[], bool] = lambda: False) -> int:
+        """Wait for room, take a unit and return its id.
 
-        Raises Trouble when the wait would exceed max_wait or the state can not
-        be written.
+        max_wait: seconds. Raises Trouble when the wait would exceed them, when the journal
+        cannot be written, or when `is_stopping` says that the service is to end.
         """
-        give_up = self._clock() + self.max_wait
+        give_up = self._clock() + max_wait
         while True:
-            with self._state.change() as data:
+            with self._journal.change() as database:
                 now = self._clock()
-                statistics = self.refresh(data, now)
-                slots = data["slots"]
-                wait = room(slots, windows_of(self._config, statistics), quiet(slots, statistics, now), now)
-                wait = max(wait, hold(data, now))
-                if wait <= 0:
-                    number = 1 + max((slot["id"] for slot in slots), default=0)
-                    slots.append({"id": number, "opened": now, "handed": None, "consumed": None, "doubt": False})
-                    return number
-                in_flight = sum(slot["consumed"] is None for slot in slots)
-            if now + wait > give_up:
-                raise self._too_long(wait, in_flight)
-            self._sleep(min(wait, 1.0))
+                units, statistics = self._refresh(database, now)
+                hold = self._journal.note("hold")
+                quiet = is_quiet(units, statistics, now)
+                wait = seconds_to_wait(units, windows_of(self._config, statistics), quiet, now)
+                on_hold = seconds_on_hold(hold, now)
+                if max(wait, on_hold) <= 0:
+                    return self._journal.open_unit(database, now)
+            if is_stopping():
+                raise Trouble("4.3.2", STOPPING, "the gateway is being stopped or restarted")
+            if now + max(wait, on_hold) > give_up:
+                raise self._too_long(wait, on_hold, hold, units)
+            self._sleep(min(max(wait, on_hold), 1.0))
 
-    def close(self, data: Data, number: int, verdict: Verdict) -> None:
-        """Note in `data` what became of the hand-over that held this slot."""
+    def close(self, database: sqlite3.Connection, number: int | None, verdict: Verdict) -> None:
+        """Note what became of the hand-over that held this unit (None: a reply, without one)."""
         now = self._clock()
         in_doubt = isinstance(verdict, Deferred) and verdict.in_doubt
-        if isinstance(verdict, Delivered) or in_doubt:
-            for slot in data["slots"]:
-                if slot["id"] == number:
-                    slot.update(handed=now, doubt=in_doubt)
-        else:
-            # Zulip has surely not taken the mail.
-            data["slots"] = [slot for slot in data["slots"] if slot["id"] != number]
-        if isinstance(verdict, Delivered):
-            data.pop("hold", None)
-        elif verdict.cause == RATE_LIMITED:
-            seconds = min(2 * data["hold"]["seconds"], LONGEST_HOLD) if "hold" in data else FIRST_HOLD
-            data["hold"] = {"seconds": seconds, "until": now + seconds}
+        counted = in_doubt or isinstance(verdict, Delivered) or (isinstance(verdict, Deferred) and verdict.counted)
+        if number is not None and counted:
+            self._journal.save_units(database, [Unit(number, now, now, None, in_doubt)])
+        elif number is not None:
+            self._journal.remove_unit(database, number)
+        hold: Hold | None = self._journal.note("hold")
+        if isinstance(verdict, Deferred):
+            cause = NO_ANSWER if in_doubt else verdict.cause
+            if number is not None and cause in (NO_ANSWER, RATE_LIMITED):
+                seconds = min(2 * hold["seconds"], LONGEST_HOLD) if hold else FIRST_HOLD
+                self._journal.write_note(database, "hold", {"cause": cause, "seconds": seconds, "until": now + seconds})
+            if in_doubt:
+                self._bound_doubts(database)
+        elif hold is not None and hold["cause"] == NO_ANSWER:
+            # Zulip answers again, and may take up only now what it was given meanwhile.
+            doubtful = self._doubtful()
+            for unit in doubtful:
+                unit.handed, unit.doubt = now, False
+            self._journal.save_units(database, doubtful)
+            self._journal.write_note(database, "hold", None)
+        elif hold is not None and number is not None and isinstance(verdict, Delivered):
+            self._journal.write_note(database, "hold", None)
 
-    def refresh(self, data: Data, now: float) -> worker.Statistics | None:
-        """Bring the slots in `data` up to date; the worker's statistics."""
-        statistics = worker.read(self._config.queue_stats, now) if self._config.worker_counts else None
-        if "damaged" in data:
-            self._assume_full(data)
-        longest = max(seconds for _, seconds in self._config.windows) + self._config.slack
-        settle(data["slots"], statistics, now, self._deadline, longest)
-        data["slots"] = [slot for slot in data["slots"] if slot["consumed"] is None or slot["consumed"] + longest > now]
-        return statistics
+    def _doubtful(self) -> list[Unit]:
+        return [unit for unit in self._journal.units(self._clock()) if unit.doubt and unit.consumed is None]
 
-    def _assume_full(self, data: Data) -> None:
-        when = data.pop("damaged")
-        most = max(limit for limit, _ in self._config.windows)
-        data["slots"] = [
-            {"id": number, "opened": when, "handed": when, "consumed": when, "doubt": False}
-            for number in range(1, most + 1)
-        ]
+    def _bound_doubts(self, database: sqlite3.Connection) -> None:
+        """However long Zulip is silent, half of the smallest window stays free to try again."""
+        most = min(limit for limit, _ in windows_of(self._config, None)) // 2
+        oldest = self._doubtful()[:-most]
+        for unit in oldest:
+            unit.consumed = unit.handed
+        self._journal.save_units(database, oldest)
 
-    @staticmethod
-    def _too_long(wait: float, in_flight: int) -> Trouble:
-        if wait > POLL:
-            reason = f"Zulip's rate limit is used up; the next mail may go in {wait:.0f} s"
+    def nothing_in_flight(self) -> None:
+        """After a start: what the service was handing over when it was killed is in doubt."""
+        with self._journal.change() as database:
+            killed = [unit for unit in self._journal.units(self._clock()) if unit.handed is None]
+            for unit in killed:
+                unit.handed, unit.doubt = self._clock(), True
+            self._journal.save_units(database, killed)
+
+    def look(self) -> tuple[list[Unit], worker_statistics.Statistics | None]:
+        """Units and the worker's statistics as they are now; writes nothing."""
+        now = self._clock()
+        statistics = self._statistics(now)
+        units = self._journal.units(now - self._longest)
+        settle(units, statistics, now)
+        return units, statistics
+
+    def tidy(self) -> None:
+        """Forget what no window reaches any more."""
+        self._journal.forget_units(self._clock() - self._longest)
+
+    def _refresh(
+        self, database: sqlite3.Connection, now: float
+    ) -> tuple[list[Unit], worker_statistics.Statistics | None]:
+        """Units and statistics as they are now, also in the journal."""
+        if self._journal.note("consumption unknown"):
+            self._learn(database, now)
+        statistics = self._statistics(now)
+        units = self._journal.units(now - self._longest)
+        before = [(unit.handed, unit.consumed) for unit in units]
+        settle(units, statistics, now)
+        changed = [unit for unit, then in zip(units, before, strict=True) if (unit.handed, unit.consumed) != then]
+        self._journal.save_units(database, changed)
+        return units, statistics
+
+    def _learn(self, database: sqlite3.Connection, now: float) -> None:
+        """What Zulip has counted before this journal was made: from its log, else all there is."""
+        times: list[float] | None = []
+        if self._config.worker_counts:  # else its mail server says what it has counted
+            times = worker_log.consumed_since(self._config.logs, now - self._longest)
+        if times is None:
+            times = [now] * max(limit for limit, _ in self._config.windows)
+        self._journal.add_consumed(database, times)
+        self._journal.write_note(database, "consumption unknown", None)
+
+    def _statistics(self, now: float) -> worker_statistics.Statistics | None:
+        return worker_statistics.read(self._config.queue_stats, now) if self._config.worker_counts else None
+
+    def _too_long(self, wait: float, on_hold: float, hold: Hold | None, units: Sequence[Unit]) -> Trouble:
+        if hold is not None and on_hold > wait and hold["cause"] == NO_ANSWER:
+            reason = "Zulip did not answer when it was given the last mail"
+            return Trouble("4.3.2", NO_ANSWER, f"{reason}; the next try is in {on_hold:.0f} s")
+        if max(wait, on_hold) > POLL:
+            reason = f"Zulip's rate limit is used up; the next mail may go in {max(wait, on_hold):.0f} s"
             return Trouble("4.7.28", RATE_LIMITED, reason)
         return Trouble(
             "4.3.2",
             "worker",
-            f"Zulip has accepted {in_flight} mails and its email_mirror worker has not consumed them; "
-            "look at: supervisorctl status; see docs/troubleshooting.md",
+            f"Zulip has accepted {sum(unit.consumed is None for unit in units)} mails and its email_mirror worker has "
+            "not consumed them; look at: supervisorctl status; see docs/troubleshooting.md",
         )
 
 
-def usage(data: Data, windows: Sequence[Window], now: float) -> list[tuple[Window, int]]:
-    """How many slots of each window are taken, for status."""
+def usage(units: Sequence[Unit], windows: Sequence[Window], now: float) -> list[tuple[Window, int]]:
+    """How many units of each window are taken, for status."""
     return [
-        (window, sum(slot["consumed"] is None or slot["consumed"] + window.seconds > now for slot in data["slots"]))
+        (window, sum(unit.consumed is None or unit.consumed + window.seconds > now for unit in units))
         for window in windows
     ]

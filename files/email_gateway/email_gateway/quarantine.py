@@ -1,111 +1,143 @@
 """Copies of refused mail, so that a refusal can be looked into and undone.
 
-Two files a mail, ``ID.eml`` (the message as it came) and ``ID.json`` (envelope,
-time, reason), readable by root and the gateway only, bounded by size and age.
+A file each, ``ID.mail``: a line of JSON with envelope, time and reason, then the message as
+it came. The journal has their index; should it be lost, the first lines tell it again. Only
+root and the gateway can read them, and their size and age are bounded.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO
 
+from . import files
+from .journal import Copy, Journal, Mail
+from .message import Message, stored
 from .verdict import Trouble
 
-
-class Item(NamedTuple):
-    """One refused mail. refused: Unix seconds; size: bytes of the message."""
-
-    id: str
-    recipient: str
-    sender: str
-    queue_id: str
-    reason: str
-    refused: float
-    size: int
-    # Accepted by Zulip and lost there: nobody was told, so it stays until it is replayed.
-    lost: bool = False
+FOLDER = "quarantine"
+SUFFIX = ".mail"
+# So many are removed at a time at most.
+_AT_A_TIME = 200
+# The longest first line there can be (bytes).
+_MAX_ENVELOPE = 2**16
 
 
 class Quarantine:
     """The folder with the copies; every fault is raised as Trouble."""
 
-    def __init__(self, folder: Path, max_bytes: int, max_days: float) -> None:
-        self._folder = folder
+    def __init__(self, state_dir: Path, journal: Journal, max_bytes: int, max_days: float) -> None:
+        self.folder = state_dir / FOLDER
+        self._journal = journal
         self._max_bytes = max_bytes
         self._max_age = max_days * 86400
+        # Bytes of all copies of refused mail, once they were added up.
+        self._bytes: int | None = None
 
-    def keep(self, message: bytes, recipient: str, sender: str, queue_id: str, reason: str, lost: bool = False) -> Item:
-        """Keep a copy; older ones make room for it, unless they are lost otherwise."""
+    def store(self, message: Message, mail: Mail, reason: str, lost: bool = False) -> str:
+        """Store a copy and return its id; to be written into the journal next."""
         now = time.time()
         name = time.strftime("%Y%m%dT%H%M%S", time.gmtime(now)) + "-" + secrets.token_hex(4)
-        item = Item(name, recipient, sender, queue_id, reason, now, len(message), lost)
+        copy = Copy(name, mail.recipient, mail.sender, mail.queue_id, reason, now, message.size, lost)
+        self.write(copy, message.pieces())
+        return name
+
+    def write(self, copy: Copy, pieces: Iterable[bytes]) -> None:
+        """Write a copy to the disk."""
+        envelope = json.dumps(copy._asdict()).encode() + b"\n"
         try:
-            self._folder.mkdir(mode=0o700, exist_ok=True)
-            self._write(name + ".eml", message)
-            self._write(name + ".json", json.dumps(item._asdict()).encode())
+            self.folder.mkdir(mode=0o700, exist_ok=True)
+            files.write(self.path(copy.id), _all(envelope, pieces))
         except OSError as error:
-            with suppress(OSError):
-                self._forget(name)  # or each new try would fill the disk further
-            raise Trouble(
-                "4.3.0", "state", f"cannot keep a copy in {self._folder}: {error.strerror}; look at its free space"
-            ) from error
-        self.tidy()
-        return item
+            what = f"cannot keep a copy in {self.folder}: {error.strerror}"
+            raise Trouble("4.3.0", "quarantine", f"{what}; look at its free space") from error
 
-    def items(self) -> list[Item]:
-        """All items, oldest first."""
-        return sorted(self._items(), key=lambda item: item.refused)
+    def path(self, name: str) -> Path:
+        """The file of a copy."""
+        return self.folder / f"{name}{SUFFIX}"
 
-    def get(self, name: str) -> Item:
-        """The item with this id; KeyError if there is none."""
-        for item in self._items():
-            if item.id == name:
-                return item
-        raise KeyError(name)
-
-    def message(self, item: Item) -> bytes:
+    def pieces(self, name: str) -> Iterator[bytes]:
         """The message as it came."""
-        return (self._folder / f"{item.id}.eml").read_bytes()
+        try:
+            with open(self.path(name), "rb") as file:
+                file.readline(_MAX_ENVELOPE)
+                yield from _pieces_of(file)
+        except OSError as error:
+            raise Trouble("4.3.0", "quarantine", f"cannot read {self.path(name)}: {error.strerror}") from error
 
-    def remove(self, item: Item) -> None:
-        """Forget a mail for good."""
-        self._forget(item.id)
+    def message(self, name: str, spool: Path) -> Message:
+        """The message as it came, in a file in `spool`."""
+        draft = stored(spool)
+        for piece in self.pieces(name):
+            draft.write(piece)
+        draft.flush()
+        return Message(draft)
 
-    def purge(self, older_than_days: float) -> int:
-        """Remove what was refused longer ago than that; how many."""
-        old = [item for item in self._items() if item.refused <= time.time() - older_than_days * 86400]
-        for item in old:
-            self.remove(item)
-        return len(old)
+    def remove(self, name: str) -> None:
+        """Forget a copy for good."""
+        self._journal.forget_copy(name)
+        with suppress(FileNotFoundError):
+            self.path(name).unlink()
+
+    def purge(self, older_than_days: float, lost_too: bool = False) -> int:
+        """Remove what was refused longer ago than that; how many.
+
+        lost_too: also what Zulip has accepted and lost, of which there is no other copy.
+        """
+        moment, number = time.time() - older_than_days * 86400, 0
+        for copy in self._journal.copies():
+            if copy.refused <= moment and (lost_too or not copy.lost):
+                self.remove(copy.id)
+                number += 1
+        return number
+
+    def grew(self, size: int) -> None:
+        """Keep the copies within bounds after one more, of so many bytes; costs the same for any number."""
+        self._bytes = self._journal.copied_bytes() if self._bytes is None else self._bytes + size
+        if self._bytes > self._max_bytes:
+            self.tidy()
 
     def tidy(self) -> None:
         """Remove the oldest until size and age are within bounds; the newest goes by age only."""
-        now, total = time.time(), 0
-        for number, item in enumerate(reversed([item for item in self.items() if not item.lost])):
-            total += item.size
-            if (number and total > self._max_bytes) or now - item.refused > self._max_age:
-                self.remove(item)
+        now = time.time()
+        for copy in self._journal.copies_refused_before(now - self._max_age, _AT_A_TIME):
+            self.remove(copy.id)
+        self._bytes = self._journal.copied_bytes()
+        too_much = self._bytes - self._max_bytes
+        for copy in self._journal.copies_refused_before(now, _AT_A_TIME)[:-1] if too_much > 0 else ():
+            self.remove(copy.id)
+            too_much -= copy.size
+            if too_much <= 0:
+                break
 
-    def _items(self) -> Iterator[Item]:
-        for path in self._folder.glob("*.json") if self._folder.is_dir() else ():
-            try:
-                yield Item(**json.loads(path.read_text(encoding="utf-8")))
-            except (OSError, ValueError, TypeError):
-                continue  # removed meanwhile, or not ours
+    def reindex(self) -> None:
+        """Take up the copies that the journal does not know, and remove what is none."""
+        known = {copy.id for copy in self._journal.copies()}
+        for path in self.folder.glob("*") if self.folder.is_dir() else ():
+            if path.suffix != SUFFIX:
+                path.unlink(missing_ok=True)  # half of one
+            elif path.stem not in known and (copy := _envelope(path)):
+                self._journal.index_copy(copy)
 
-    def _forget(self, name: str) -> None:
-        for suffix in (".json", ".eml"):
-            (self._folder / (name + suffix)).unlink(missing_ok=True)
 
-    def _write(self, name: str, content: bytes) -> None:
-        descriptor = os.open(self._folder / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with open(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(descriptor)
+def _envelope(path: Path) -> Copy | None:
+    try:
+        with open(path, "rb") as file:
+            return Copy(**json.loads(file.readline(_MAX_ENVELOPE)))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _all(first: bytes, pieces: Iterable[bytes]) -> Iterator[bytes]:
+    yield first
+    yield from pieces
+
+
+def _pieces_of(file: BinaryIO) -> Iterator[bytes]:
+    while piece := file.read(2**18):
+        yield piece

@@ -9,28 +9,32 @@ import time
 from typing import Any
 
 from .addresses import redact
-from .delivery import Gateway
-from .pace import hold, usage, windows_of
+from .config import Config
+from .journal import Journal
+from .pace import Pace, seconds_on_hold, usage, windows_of
 
 
-def collect(gateway: Gateway) -> dict[str, Any]:
-    """Everything `status` tells, as plain data. Changes nothing."""
+def collect(config: Config) -> dict[str, Any]:
+    """Everything `status` tells, as plain data. Changes nothing; raises Trouble."""
     now = time.time()
-    data = gateway.state.look()
-    statistics = gateway.pace.refresh(data, now)
+    journal = Journal(config.state_dir, create=False)
+    units, statistics = Pace(config, journal).look()
+    counts = journal.counts()
+    copies, lost = journal.number_of_copies()
     return {
-        "since": data["since"],
-        "counts": data["counts"],
-        "recovery": gateway.recovered.look().get("recovery", {}).get("counts", {}),
-        "quarantine": len(gateway.quarantine.items()),
-        "lost": sum(item.lost for item in gateway.quarantine.items()),
+        "since": journal.note("since"),
+        "failed_inside_zulip": counts.pop("failed inside zulip", {}),
+        "counts": counts,
+        "quarantine": copies,
+        "lost": lost,
         "windows": [
             {"limit": window.limit, "seconds": window.seconds, "used": used}
-            for window, used in usage(data, windows_of(gateway.config, statistics), now)
+            for window, used in usage(units, windows_of(config, statistics), now)
         ],
-        "in_flight": sum(slot["consumed"] is None for slot in data["slots"]),
-        "worker_statistics": statistics is not None or not gateway.config.worker_counts,
-        "hold": max(0.0, hold(data, now)),
+        "in_flight": sum(unit.consumed is None for unit in units),
+        "worker_statistics": statistics is not None or not config.worker_counts,
+        "hold": seconds_on_hold(journal.note("hold"), now),
+        "damaged": journal.damaged(),
         "queue": _queue(),
     }
 
@@ -42,7 +46,7 @@ def render(facts: dict[str, Any], queue_stats: object) -> str:
         causes = facts["counts"].get(kind, {})
         why = ", ".join(f"{cause} {number}" for cause, number in sorted(causes.items()))
         lines.append(f"  {kind:<10} {sum(causes.values()):>6}" + (f"  ({why})" if kind != "delivered" and why else ""))
-    for outcome, number in sorted(facts["recovery"].items()):
+    for outcome, number in sorted(facts["failed_inside_zulip"].items()):
         lines.append(f"  failed inside Zulip, {outcome}: {number}")
     lines.append(f"In quarantine: {facts['quarantine']}")
     lines.append("Rate limit (mails that count now):")
@@ -54,7 +58,8 @@ def render(facts: dict[str, Any], queue_stats: object) -> str:
     if not facts["worker_statistics"]:
         lines.append(f"  {queue_stats} is missing or makes no sense: windows are stretched instead")
     if facts["hold"]:
-        lines.append(f"  Zulip says that its limit is used up; the next try is in {facts['hold']:.0f} s")
+        why = "Zulip says that its limit is used up, or does not answer"
+        lines.append(f"  {why}; the next try is in {facts['hold']:.0f} s")
     queue = facts["queue"]
     if queue is None and shutil.which("postqueue"):
         lines.append("Postfix queue: not known: is Postfix stopped? Only root may ask it")
@@ -66,7 +71,7 @@ def render(facts: dict[str, Any], queue_stats: object) -> str:
 
 
 def _queue() -> dict[str, Any] | None:
-    """Postfix's queue by reason of delay, from postqueue(1); None if it can not be read."""
+    """Postfix's queue by reason of delay, from postqueue(1); None if it cannot be read."""
     try:
         output = subprocess.run(["postqueue", "-j"], capture_output=True, timeout=20, check=True, text=True).stdout
     except (OSError, subprocess.SubprocessError):

@@ -1,4 +1,4 @@
-"""The one thing a delivery returns, and how Postfix is told about it.
+"""The one thing a delivery returns, and how Postfix and other clients are told about it.
 
 Only this module knows exit statuses and the line that pipe(8) reads. Postfix
 bounces on every exit status but 75 and 71, and takes output that begins with an
@@ -20,11 +20,15 @@ EX_UNAVAILABLE = 69
 EX_TEMPFAIL = 75
 
 # Postfix turns every 5.x.x whose text does not start with this into 4.3.0
-# (zulip_delivery_status in the Postfix role): a crash can not bounce a mail.
+# (zulip_delivery_status in the Postfix role): a crash cannot bounce a mail.
 SIGNATURE = "Zulip mail gateway:"
 
 # The cause of a mail that waits for room within Zulip's rate limit.
 RATE_LIMITED = "rate limit"
+# The cause of a mail that Zulip was given and did not answer for.
+NO_ANSWER = "no answer"
+# The cause of a mail whose delivery was not begun because the service ends.
+STOPPING = "stopping"
 
 # What Zulip says of an address that does not match its EMAIL_GATEWAY_PATTERN. Ours
 # all do, so this is a verdict on the settings and not on the mail.
@@ -42,13 +46,15 @@ class Deferred(NamedTuple):
 
     status: enhanced status code 4.x.y (RFC 3463); cause: a short, stable key to
     count by; reason: what is wrong and what the operator should look at.
-    in_doubt: the mail may have reached Zulip all the same.
+    in_doubt: there was no answer; the mail may have reached Zulip all the same.
+    counted: the mail has not, but counts in Zulip's rate limit.
     """
 
     status: str
     cause: str
     reason: str
     in_doubt: bool = False
+    counted: bool = False
 
 
 class Refused(NamedTuple):
@@ -78,7 +84,7 @@ def on_address(status: str, text: str) -> Verdict:
 
 
 class Trouble(Exception):
-    """Raised where a Deferred can not be returned; carries it."""
+    """Raised where a Deferred cannot be returned; carries it."""
 
     def __init__(self, status: str, cause: str, reason: str) -> None:
         super().__init__(reason)
@@ -93,11 +99,6 @@ def bug(error: BaseException) -> Deferred:
     where = f"{os.path.basename(frame.tb_frame.f_code.co_filename)}:{frame.tb_lineno}" if frame else "?"
     reason = f"error in the gateway itself, please report it: {type(error).__name__}: {redact(str(error))} ({where})"
     return Deferred("4.3.0", "bug", reason)
-
-
-def overdue(seconds: int) -> Deferred:
-    """A delivery that was ended by force; Zulip may have the mail."""
-    return Deferred("4.4.7", "overdue", f"the delivery was given up after {seconds} s", in_doubt=True)
 
 
 def one_line(text: str, limit: int = 700) -> str:
@@ -124,7 +125,17 @@ def exit_status(verdict: Verdict) -> int:
     return EX_UNAVAILABLE
 
 
-def tell_postfix_and_exit(verdict: Verdict) -> None:
-    """Write the line and leave at once, from a signal handler too."""
-    os.write(1, (pipe_line(verdict) + "\n").encode("utf-8", "replace"))
-    os._exit(exit_status(verdict))
+def answer(verdict: Verdict) -> str:
+    """What the service tells its client: exit status and line for pipe(8), then the cause."""
+    cause = "accepted" if isinstance(verdict, Delivered) else verdict.cause
+    return f"{exit_status(verdict)} {pipe_line(verdict)}\n{cause}\n"
+
+
+def understood(status: int, line: str, cause: str) -> Verdict:
+    """The verdict that the service told with answer()."""
+    code, _, text = line.partition(" ")
+    if status == EX_OK:
+        return Delivered(text)
+    if status == EX_UNAVAILABLE:
+        return Refused(code, cause, text.removeprefix(f"{SIGNATURE} "))
+    return Deferred(code, cause, text)

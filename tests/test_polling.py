@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 from email_gateway.addresses import Pattern
 from email_gateway.config import Imap
-from email_gateway.delivery import Gateway
-from email_gateway.inbox import Inbox, Stopped
-from email_gateway.mailbox import Declined
-from email_gateway.verdict import Deferred, Delivered, Refused, Trouble
+from email_gateway.imap_session import Declined
+from email_gateway.polling import MAX_WAIT, Inbox, Stopped
+from email_gateway.verdict import Deferred, Delivered, Refused, Trouble, Verdict
+from mails import spool
 from test_addresses import TOKEN
 from test_config import make_config
 
@@ -21,7 +22,7 @@ NO_ROOM = Deferred("4.7.28", "rate limit", "later")
 
 
 class Folder:
-    """A folder as Mailbox shows it: recipients by UID."""
+    """A folder as ImapSession shows it: recipients by UID."""
 
     identity = "zulip@example.com imap.example.com INBOX 7"
 
@@ -50,75 +51,75 @@ class Folder:
         self.failed.append(uid)
 
 
-@pytest.fixture
-def inbox(tmp_path: Path, monkeypatch):
-    """An inbox whose Zulip answers with .answers in turn, the last again and again."""
-    imap = Imap("imap.example.com", 993, "implicit", "INBOX", "zulip@example.com", "", "", {"password": "x"})
-    gateway = Gateway(make_config(tmp_path, pattern=Pattern("zulip+", "example.com"), imap=imap))
-    made = Inbox(gateway)
-    made.answers, made.handed = [Delivered()], []
+class Service:
+    """Answers with .answers in turn, the last again and again; remembers what it was handed."""
 
-    def hand_over(_, recipient, message):
-        made.handed.append(recipient)
-        answer = made.answers[0] if len(made.answers) == 1 else made.answers.pop(0)
+    def __init__(self) -> None:
+        self.answers: list[object] = [Delivered()]
+        self.handed: list[str] = []
+        self.known: set[tuple[str, int]] = set()
+
+    def deliver(self, file: BinaryIO, max_wait: float, recipient: str, inbox: str, uid: str) -> Verdict:
+        file.seek(0)
+        assert file.read().endswith(b"\nHello") and max_wait == MAX_WAIT
+        self.handed.append(recipient)
+        answer = self.answers[0] if len(self.answers) == 1 else self.answers.pop(0)
         if isinstance(answer, Exception):
             raise answer
-        return answer
+        verdict = answer(int(uid)) if callable(answer) else answer
+        if isinstance(verdict, Delivered):
+            self.known.add((inbox, int(uid)))
+        return verdict
 
-    monkeypatch.setattr("email_gateway.backend_http.HttpBackend.hand_over", hand_over)
-    # In this process, so that the fixture sees it; test_apart.py has the other one.
-    monkeypatch.setattr("email_gateway.inbox.deliver_apart", Gateway.deliver)
+    def delivered(self, inbox: str, uids: list[int]) -> set[int]:
+        return {uid for uid in uids if (inbox, uid) in self.known}
+
+
+@pytest.fixture
+def inbox(tmp_path: Path) -> Inbox:
+    imap = Imap("imap.example.com", 993, "implicit", "INBOX", "zulip@example.com", "", "", {"password": "x"})
+    config = make_config(tmp_path, pattern=Pattern("zulip+", "example.com"), imap=imap)
+    made = Inbox(config, Service(), spool(tmp_path))
+    made.service = made._service
     return made
 
 
 def test_another_inbox_has_the_same_uids(inbox):
     """What Zulip accepted from the former one says nothing about this one's mail."""
-    with inbox._gateway.state.change() as data:
-        data["accepted"] = [["zulip@example.org imap.example.org INBOX 7", 1]]
+    inbox.service.known.add(("zulip@example.org imap.example.org INBOX 7", 1))
     folder = Folder(CHANNEL)
     inbox.take_all(folder)
-    assert inbox.handed == [CHANNEL] and folder.mails == {}
+    assert inbox.service.handed == [CHANNEL] and folder.mails == {}
 
 
 def test_what_is_accepted_leaves_the_inbox(inbox):
     folder = Folder(CHANNEL, REPLY)
     assert inbox.take_all(folder)[1:] == (2, 0, False)
-    assert folder.mails == {} and folder.failed == [] and inbox.handed == [CHANNEL, REPLY]
-    assert inbox._gateway.state.look()["accepted"] == []
+    assert folder.mails == {} and folder.failed == [] and inbox.service.handed == [CHANNEL, REPLY]
 
 
 def test_what_was_accepted_before_a_crash_is_only_removed(inbox):
     folder = Folder(CHANNEL, CHANNEL)
-    with inbox._gateway.state.change() as data:
-        here, former = Folder.identity, "zulip@example.com imap.example.com INBOX 6"
-        data["accepted"] = [[here, 1], [here, 99], [former, 2]]  # this one, one that is gone, one of a former folder
+    inbox.service.known.add((Folder.identity, 1))
     assert inbox.take_all(folder)[1:] == (2, 0, False)
-    assert len(inbox.handed) == 1 and inbox._gateway.state.look()["accepted"] == []
+    assert len(inbox.service.handed) == 1
 
 
-def test_a_crash_after_the_answer_leaves_a_note(inbox, monkeypatch):
-    folder = Folder(CHANNEL)
-    monkeypatch.setattr(folder, "remove", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
-    with pytest.raises(KeyboardInterrupt):
-        inbox.take_all(folder)
-    assert inbox._gateway.state.look()["accepted"] == [[Folder.identity, 1]]
-
-
-def test_what_can_not_be_posted_is_set_aside_and_the_rest_goes_on(inbox):
-    inbox.answers = [Refused("5.1.1", "unknown address", "no"), Delivered()]
+def test_what_cannot_be_posted_is_set_aside_and_the_rest_goes_on(inbox):
+    inbox.service.answers = [Refused("5.1.1", "unknown address", "no"), Delivered()]
     folder = Folder(CHANNEL, "nobody@example.org", CHANNEL)
     assert inbox.take_all(folder).left == 0
-    assert folder.failed == [1, 2] and len(inbox.handed) == 2
+    assert folder.failed == [1, 2] and len(inbox.service.handed) == 2
 
 
 def test_our_own_bug_holds_up_one_mail_only(inbox):
-    inbox.answers = [ZeroDivisionError("bug"), Delivered()]
+    inbox.service.answers = [ZeroDivisionError("bug"), Delivered()]
     folder = Folder(CHANNEL, CHANNEL)
     assert inbox.take_all(folder)[1:] == (1, 1, False)
     assert list(folder.mails) == [1]
 
 
-def test_what_can_not_be_set_aside_does_not_hold_up_the_rest(inbox):
+def test_what_cannot_be_set_aside_does_not_hold_up_the_rest(inbox):
     folder = Folder("nobody@example.org", CHANNEL)
     folder.full = True
     assert inbox.take_all(folder)[1:] == (1, 1, False)
@@ -126,17 +127,17 @@ def test_what_can_not_be_set_aside_does_not_hold_up_the_rest(inbox):
 
 
 def test_a_zulip_that_is_down_is_not_asked_for_every_mail(inbox):
-    inbox.answers = [LATER]
+    inbox.service.answers = [LATER]
     folder = Folder(*[CHANNEL] * 50)
     assert inbox.take_all(folder)[1:] == (0, 50, False)
-    assert len(inbox.handed) == 3
+    assert len(inbox.service.handed) == 3
 
 
-def test_mails_that_zulip_can_not_take_do_not_hold_up_those_behind(inbox):
-    inbox.answers = [LATER, LATER, LATER, Delivered()]
+def test_mails_that_zulip_cannot_take_do_not_hold_up_those_behind(inbox):
+    inbox.service.answers = [LATER, LATER, LATER, Delivered()]
     folder = Folder(*[CHANNEL] * 5)
     assert inbox.take_all(folder)[1:] == (0, 5, False)
-    inbox.answers = [Delivered(), Delivered(), LATER]
+    inbox.service.answers = [Delivered(), Delivered(), LATER]
     assert inbox.take_all(folder)[1:] == (2, 3, False)
     assert list(folder.mails) == [1, 2, 3]
 
@@ -151,10 +152,10 @@ def test_asked_to_stop_it_ends_between_two_mails(inbox, monkeypatch):
 
 
 def test_replies_pass_what_waits_for_room(inbox):
-    inbox.answers = [Delivered(), NO_ROOM, Delivered()]
+    inbox.service.answers = [Delivered(), NO_ROOM, Delivered()]
     folder = Folder(CHANNEL, CHANNEL, CHANNEL, REPLY, CHANNEL)
     assert inbox.take_all(folder)[1:] == (2, 3, True)
-    assert inbox.handed == [CHANNEL, CHANNEL, REPLY]
+    assert inbox.service.handed == [CHANNEL, CHANNEL, REPLY]
 
 
 def test_a_reply_that_comes_meanwhile_does_not_wait_for_the_rest(inbox, monkeypatch):
@@ -162,25 +163,23 @@ def test_a_reply_that_comes_meanwhile_does_not_wait_for_the_rest(inbox, monkeypa
     remove = folder.remove
     monkeypatch.setattr(folder, "remove", lambda uid: (remove(uid), uid == 1 and folder.mails.update({6: REPLY})))
     assert inbox.take_all(folder)[1:] == (6, 0, False)
-    assert inbox.handed == [CHANNEL, REPLY, *[CHANNEL] * 4]
+    assert inbox.service.handed == [CHANNEL, REPLY, *[CHANNEL] * 4]
 
 
 def test_mails_that_always_fail_do_not_starve_others_that_wait(inbox, monkeypatch):
     """After an outage all wait; three of them are poison."""
     folder = Folder(*[CHANNEL] * 8)
-    inbox.answers = [LATER]
+    inbox.service.answers = [LATER]
     for _ in range(3):
         inbox.take_all(folder)
     poison = {1, 2, 3}
-    monkeypatch.setattr(
-        "email_gateway.inbox.deliver_apart", lambda _, mail, __: LATER if mail.uid[1] in poison else Delivered()
-    )
+    inbox.service.answers = [lambda uid: LATER if uid in poison else Delivered()]
     for _ in range(3):
         inbox.take_all(folder)
     assert set(folder.mails) == poison
 
 
-def test_what_was_accepted_and_can_not_be_removed_does_not_hold_up_the_rest(inbox, monkeypatch):
+def test_what_was_accepted_and_cannot_be_removed_does_not_hold_up_the_rest(inbox, monkeypatch):
     folder = Folder(CHANNEL, CHANNEL)
     remove = folder.remove
 
@@ -194,7 +193,7 @@ def test_what_was_accepted_and_can_not_be_removed_does_not_hold_up_the_rest(inbo
         inbox.take_all(folder)
     inbox._stuck.clear()  # the next session
     inbox.take_all(folder)
-    assert list(folder.mails) == [1] and len(inbox.handed) == 2
+    assert list(folder.mails) == [1] and len(inbox.service.handed) == 2
 
 
 @pytest.mark.parametrize("part", ["header", "message"])
@@ -211,4 +210,4 @@ def test_a_mail_that_breaks_the_session_comes_last_in_the_next(inbox, monkeypatc
     for _ in range(2):
         with pytest.raises(Trouble):
             inbox.take_all(folder)
-    assert list(folder.mails) == [1] and len(inbox.handed) == 2
+    assert list(folder.mails) == [1] and len(inbox.service.handed) == 2

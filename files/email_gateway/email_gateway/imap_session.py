@@ -1,4 +1,4 @@
-"""One IMAP session: the folder that is read, and the one for what can not be posted.
+"""One IMAP session: the folder that is read, and the one for what cannot be posted.
 
 On imap_tools (Debian's python3-imap-tools), imported here and nowhere else: local
 delivery needs no package.
@@ -31,7 +31,7 @@ class Declined(Trouble):
     """The server has said no to something about one mail; the session goes on."""
 
 
-class Mailbox:
+class ImapSession:
     """A logged-in session; every fault is raised as Trouble.
 
     timeout: seconds for connecting and for each answer.
@@ -82,7 +82,7 @@ class Mailbox:
         self._expunge(uid)
 
     def set_aside(self, uid: int) -> None:
-        """Move a mail to the folder for what can not be posted."""
+        """Move a mail to the folder for what cannot be posted."""
         self._make_failed_folder()
         if "MOVE" in self._capabilities:
             self._uid("MOVE", str(uid), self._failed_folder)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from email_gateway.addresses import Pattern
-from email_gateway.recipient import find_recipient
+from email_gateway.recipient_field import find_recipient
 from hypothesis import given
 from hypothesis import strategies as st
 from test_addresses import TOKEN

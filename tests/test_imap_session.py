@@ -8,7 +8,7 @@ import threading
 import imap_tools
 import pytest
 from email_gateway.config import Imap
-from email_gateway.mailbox import Declined, Mailbox
+from email_gateway.imap_session import Declined, ImapSession
 from email_gateway.verdict import Trouble
 
 
@@ -45,9 +45,9 @@ def mailbox(monkeypatch):
         threading.Thread(target=serve, args=(listening,), daemon=True).start()
         port = listening.getsockname()[1]
         monkeypatch.setattr(
-            Mailbox, "_connect", lambda *_: imap_tools.MailBoxUnencrypted("127.0.0.1", port, timeout=0.5)
+            ImapSession, "_connect", lambda *_: imap_tools.MailBoxUnencrypted("127.0.0.1", port, timeout=0.5)
         )
-        made = Mailbox(Imap("127.0.0.1", port, "implicit", "INBOX", "zulip", "", "", {"password": "x"}), None, 5)
+        made = ImapSession(Imap("127.0.0.1", port, "implicit", "INBOX", "zulip", "", "", {"password": "x"}), None, 5)
         yield made
         made.close()
 

@@ -1,9 +1,9 @@
-"""The door of polling: takes mail out of an IMAP inbox, one after the other.
+"""Takes mail out of an IMAP inbox, one after the other.
 
-A mail leaves the inbox only when Zulip has accepted it, or for the folder of what
-can not be posted. What was accepted but not yet removed when the program died
-stands in the state (delivery.py), also when it died before it heard of it
-(apart.py), and is only removed.
+A process of its own, because it reads what strangers send; the service hands the mail
+over. A mail leaves the inbox only when Zulip has accepted it, or for the folder of what
+cannot be posted. What was accepted but not yet removed when the program ended stands in
+the service's journal, and is only removed.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ from typing import NamedTuple
 
 from . import addresses
 from .addresses import redact
-from .apart import deliver_apart
-from .config import Imap
-from .delivery import Envelope, Gateway
-from .mailbox import FAILED_FOLDER, Declined, Mailbox
+from .client import Client
+from .config import Config, Imap
+from .imap_session import FAILED_FOLDER, Declined, ImapSession
+from .message import stored
 from .oauth import Tokens
-from .recipient import find_recipient
+from .recipient_field import find_recipient
+from .submission import SPOOL
 from .verdict import RATE_LIMITED, Deferred, Delivered, Trouble, Verdict, bug
 
 # Wait this long (seconds) for new mail before looking again by oneself. Short at
@@ -60,7 +61,7 @@ class Stopped(BaseException):
 
 def look_into(imap: Imap, state_dir: Path, timeout: float) -> str:
     """Log in and open the folder; what was found there. Raises Trouble."""
-    mailbox = Mailbox(imap, _tokens(imap, state_dir, timeout), timeout)
+    mailbox = ImapSession(imap, _tokens(imap, state_dir, timeout), timeout)
     try:
         waiting = len(mailbox.uids())
     finally:
@@ -75,14 +76,15 @@ def _tokens(imap: Imap, state_dir: Path, timeout: float) -> Tokens | None:
 
 
 class Inbox:
-    """Reads the inbox that is configured, on behalf of `gateway`."""
+    """Reads the inbox that is configured. spool: a folder for the mail under way."""
 
-    def __init__(self, gateway: Gateway) -> None:
-        assert gateway.config.imap is not None
-        self._gateway = gateway
-        self._imap = gateway.config.imap
-        gateway.pace.max_wait = MAX_WAIT
-        self._tokens = _tokens(self._imap, gateway.config.state_dir, gateway.config.timeout)
+    def __init__(self, config: Config, service: Client, spool: Path = Path(SPOOL)) -> None:
+        assert config.imap is not None
+        self._config = config
+        self._service = service
+        self._spool = spool
+        self._imap = config.imap
+        self._tokens = _tokens(self._imap, config.state_dir, config.timeout)
         self._identity = ""
         # The recipients of what still waits, by UID.
         self._recipients: dict[int, str | None] = {}
@@ -95,7 +97,7 @@ class Inbox:
 
     def run(self) -> None:
         """Take what comes, for ever."""
-        with open(self._gateway.config.state_dir / "inbox.lock", "w", encoding="ascii") as lock:
+        with open(self._config.state_dir / "inbox.lock", "w", encoding="ascii") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
@@ -110,7 +112,7 @@ class Inbox:
     def _one_session(self) -> None:
         """Log in, serve until something breaks, and wait."""
         try:
-            mailbox = Mailbox(self._imap, self._tokens, self._gateway.config.timeout)
+            mailbox = ImapSession(self._imap, self._tokens, self._config.timeout)
             try:
                 _say(f"reading {self._imap.folder} of {self._imap.login} at {self._imap.server}")
                 self._serve(mailbox)
@@ -142,7 +144,7 @@ class Inbox:
         finally:
             self._waiting = False
 
-    def _serve(self, mailbox: Mailbox) -> None:
+    def _serve(self, mailbox: ImapSession) -> None:
         """Rounds through the inbox; ends with Trouble when the session breaks."""
         if mailbox.identity != self._identity:
             self._identity = mailbox.identity
@@ -166,10 +168,10 @@ class Inbox:
                 with self._may_be_stopped():
                     mailbox.wait(pause)
 
-    def take_all(self, mailbox: Mailbox) -> Round:
+    def take_all(self, mailbox: ImapSession) -> Round:
         """One round through what is in the inbox, and the replies that come meanwhile."""
         uids = mailbox.uids()
-        done = self._accepted(mailbox, uids)
+        done = self._service.delivered(mailbox.identity, uids)
         # Those that Zulip or the server had trouble with come last, in the order in which
         # they were tried: it may be they.
         trouble = [uid for uid, cause in self._waiting_for.items() if cause not in _NO_ROOM]
@@ -197,10 +199,10 @@ class Inbox:
         self._waiting_for = {uid: cause for uid, cause in self._waiting_for.items() if uid in seen}
         return Round(seen, taken, len(seen) - taken, no_room)
 
-    def _remove_or_take(self, mailbox: Mailbox, uid: int, is_done: bool) -> Verdict | None:
+    def _remove_or_take(self, mailbox: ImapSession, uid: int, is_done: bool) -> Verdict | None:
         with self._alone(uid):
             if is_done:
-                self._remove(mailbox, uid)
+                mailbox.remove(uid)
                 return None
             try:
                 return self._take(mailbox, uid)
@@ -222,7 +224,7 @@ class Inbox:
             self._tried(uid, trouble.verdict.cause)
             raise
 
-    def _take(self, mailbox: Mailbox, uid: int) -> Verdict | None:
+    def _take(self, mailbox: ImapSession, uid: int) -> Verdict | None:
         """Deliver one mail, and move it where it belongs; None if it has gone by itself."""
         recipient = self._recipient(mailbox, uid)
         message = mailbox.message(uid)
@@ -231,10 +233,11 @@ class Inbox:
         if recipient is None:
             self._set_aside(mailbox, uid, "no address of this Zulip in its header")
             return None
-        envelope = Envelope(recipient, uid=(mailbox.identity, uid))
-        verdict = deliver_apart(self._gateway, envelope, message)
+        with stored(self._spool) as file:
+            file.write(message)
+            verdict = self._service.deliver(file, MAX_WAIT, recipient=recipient, inbox=mailbox.identity, uid=str(uid))
         if isinstance(verdict, Delivered):
-            self._remove(mailbox, uid)
+            mailbox.remove(uid)
             _say(f"UID {uid}, {len(message)} bytes for {recipient}: {verdict.note}")
         elif isinstance(verdict, Deferred):
             self._waits(uid, verdict)
@@ -254,38 +257,24 @@ class Inbox:
         self._waiting_for[uid] = cause
         return before
 
-    def _recipient(self, mailbox: Mailbox, uid: int) -> str | None:
+    def _recipient(self, mailbox: ImapSession, uid: int) -> str | None:
         if uid not in self._recipients:
             header = mailbox.header(uid) or b""
-            self._recipients[uid] = find_recipient(header, self._gateway.config.pattern)
+            self._recipients[uid] = find_recipient(header, self._config.pattern)
         return self._recipients[uid]
 
-    def _is_reply(self, mailbox: Mailbox, uid: int) -> bool:
+    def _is_reply(self, mailbox: ImapSession, uid: int) -> bool:
         recipient = None
         with self._alone(uid):
             recipient = self._recipient(mailbox, uid)
         try:
-            return recipient is not None and addresses.parse(recipient, self._gateway.config.pattern).is_reply
+            return recipient is not None and addresses.parse(recipient, self._config.pattern).is_reply
         except ValueError:
             return False
 
-    def _set_aside(self, mailbox: Mailbox, uid: int, why: str) -> None:
+    def _set_aside(self, mailbox: ImapSession, uid: int, why: str) -> None:
         mailbox.set_aside(uid)
         _say(f"UID {uid} is now in {FAILED_FOLDER}: {why}")
-
-    def _accepted(self, mailbox: Mailbox, uids: list[int]) -> set[int]:
-        """What Zulip has accepted and the inbox still has; forgets what it has no more."""
-        noted = self._gateway.state.look().get("accepted", [])
-        there = [one for one in noted if one[0] == mailbox.identity and one[1] in uids]
-        if there != noted:
-            with self._gateway.state.change() as data:
-                data["accepted"] = there
-        return {uid for _, uid in there}
-
-    def _remove(self, mailbox: Mailbox, uid: int) -> None:
-        mailbox.remove(uid)
-        with self._gateway.state.change() as data:
-            data["accepted"] = [one for one in data.get("accepted", []) if one != [mailbox.identity, uid]]
 
 
 def _say(text: str) -> None:

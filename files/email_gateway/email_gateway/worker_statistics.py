@@ -1,4 +1,4 @@
-"""What Zulip's email_mirror queue worker tells about itself.
+"""The statistics that Zulip's email_mirror queue worker writes about itself.
 
 Zulip's limiter counts a mail when the worker consumes it, so the pacing has to
 know when that was. The worker (zerver/worker/base.py) replaces a small JSON file:

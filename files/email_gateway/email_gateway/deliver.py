@@ -1,0 +1,105 @@
+"""The command that Postfix's pipe(8) runs for every mail: stores it, asks the service.
+
+It prints the service's line and ends with its exit status. Whatever else happens, the
+mail is deferred and the line says why: pipe(8) bounces on most exit statuses, and takes
+output that begins with an enhanced status code (RFC 3463) before the exit status.
+"""
+
+from __future__ import annotations
+
+import posix
+import sys
+
+from .submission import EX_TEMPFAIL, SOCKET, SPOOL, NoAnswer, ask
+
+_HINT = "look at: systemctl status zulip-email-gateway"
+# Seconds to wait for the service, which answers sooner (Config.deadline) unless it hangs.
+_DEADLINE = 300.0
+_OPTIONS = ("sender", "queue-id", "original-recipient", "deadline")
+_PIECE = 2**20
+# proc(5), /proc/PID/stat: field 9, of which include/linux/sched.h knows the bits.
+_FLAGS, _PF_EXITING = 8, 0x4
+
+
+def main(arguments: list[str], socket: str = SOCKET, spool: str = SPOOL) -> int:
+    """Deliver the mail on standard input; never returns unless help is wanted.
+
+    arguments: as from the command line, "deliver" first.
+    """
+    if "--help" in arguments or "-h" in arguments:
+        from .cli import main as show_help
+
+        return show_help(arguments)
+    try:
+        status, line = _deliver(arguments[1:], socket, spool)
+    except NoAnswer as trouble:
+        status, line = EX_TEMPFAIL, f"4.3.2 {trouble}; {_HINT}"
+    except BaseException as error:  # our own bug must delay a mail, never bounce it
+        status, line = EX_TEMPFAIL, f"4.3.0 error in the gateway itself, please report it: {error!r}"
+    posix.write(1, line.replace("\n", " ").encode("utf-8", "replace") + b"\n")
+    posix._exit(status)
+
+
+def _deliver(arguments: list[str], socket: str, spool: str) -> tuple[int, str]:
+    options, recipient = _parse(arguments)
+    parent = posix.getppid()
+    try:
+        descriptor = _store(spool)
+    except OSError as error:
+        return EX_TEMPFAIL, f"4.3.0 cannot store the message in {spool}: {error.strerror}"
+    if posix.getppid() != parent or _is_ending(parent):
+        # Postfix was stopped: what has come may be half of a mail, which it still has.
+        return EX_TEMPFAIL, "4.3.2 Postfix was stopped while it passed the mail on"
+    fields = ["deliver", f"recipient={recipient}"]
+    fields += [f"{name}={value}" for name, value in options.items() if name != "deadline"]
+    status, line, _ = ask(fields, descriptor, float(options.get("deadline") or _DEADLINE), socket)
+    return status, line
+
+
+def _parse(arguments: list[str]) -> tuple[dict[str, str], str]:
+    """The options, and the recipient; raises NoAnswer for anything else."""
+    options: dict[str, str] = {}
+    rest: list[str] = []
+    words = iter(arguments)
+    for word in words:
+        name, is_joined, value = word[2:].partition("=")
+        if word == "--":
+            rest += words
+        elif word.startswith("--") and name in _OPTIONS:
+            options[name] = value if is_joined else next(words, "")
+        else:
+            rest.append(word)
+    if len(rest) != 1 or rest[0].startswith("--"):
+        raise NoAnswer(f"deliver wants one recipient and knows {', '.join('--' + one for one in _OPTIONS)}")
+    return options, rest[0]
+
+
+def _store(spool: str) -> int:
+    """Standard input as an open file that has no name and goes when it is closed."""
+    name = f"{spool}/{posix.urandom(8).hex()}"
+    descriptor = posix.open(name, posix.O_RDWR | posix.O_CREAT | posix.O_EXCL | posix.O_CLOEXEC, 0o600)
+    posix.unlink(name)
+    try:
+        while posix.splice(0, descriptor, _PIECE):  # the message never comes into our memory
+            pass
+    except OSError as error:
+        if error.errno != 22:  # EINVAL: standard input is no pipe, but a file, by hand
+            raise
+        while piece := posix.read(0, _PIECE):
+            while piece:
+                piece = piece[posix.write(descriptor, piece) :]
+    return descriptor
+
+
+def _is_ending(process: int) -> bool:
+    """True if the process has begun to end: it closes its pipe before it is gone."""
+    try:
+        with open(f"/proc/{process}/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+    except OSError:
+        return False
+    return bool(int(fields[_FLAGS - 2]) & _PF_EXITING)
+
+
+if __name__ == "__main__":
+    main(sys.argv)

@@ -1,0 +1,440 @@
+"""The journal: one SQLite file with the key, the state and the outcome of every mail.
+
+Everything else is derived from it: what an inbox still has though Zulip has it, the use
+of Zulip's rate limits, the counters, the index of the quarantine. Only the service
+writes. A commit survives the end of the program; one that must survive a power cut as
+well is synced. A damaged file is moved aside, and a new one knows nothing: see
+`consumption_unknown`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sqlite3
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from threading import RLock
+from typing import Any, NamedTuple
+
+from .addresses import redact
+from .verdict import Deferred, Delivered, Refused, Trouble, Verdict
+
+NAME = "journal.sqlite"
+DAMAGED = ".damaged-"
+_VERSION = 1
+# Single mails are forgotten this long (seconds) after they were last heard of. Postfix's
+# queue has no mail any longer by then (maximal_queue_lifetime).
+_KEPT = 14 * 86400
+# Counts by the hour are forgotten after this time (seconds).
+_COUNTED = 90 * 86400
+
+# mail: source is postfix, inbox, zulip (a mail that failed there: queue_id is then what it is
+# known by) or operator; recipient is shortened unless there is a copy to deliver again; copy
+# is a file of the quarantine.
+# unit: a place in Zulip's rate limit, see Unit. count: outcomes by the hour. note: the rest.
+_SCHEMA = """
+CREATE TABLE mail (
+    id INTEGER PRIMARY KEY, key BLOB UNIQUE, source TEXT NOT NULL, recipient TEXT NOT NULL, sender TEXT NOT NULL,
+    queue_id TEXT NOT NULL, size INTEGER NOT NULL, state TEXT NOT NULL, status TEXT NOT NULL DEFAULT '',
+    cause TEXT NOT NULL DEFAULT '', reason TEXT NOT NULL DEFAULT '', received REAL NOT NULL, changed REAL NOT NULL,
+    copy TEXT UNIQUE, lost INTEGER NOT NULL DEFAULT 0);
+CREATE INDEX mail_changed ON mail (changed) WHERE copy IS NULL;
+CREATE INDEX mail_copy ON mail (lost, changed, size) WHERE copy IS NOT NULL;
+CREATE INDEX mail_failed ON mail (queue_id) WHERE source = 'zulip';
+CREATE TABLE unit (
+    id INTEGER PRIMARY KEY, opened REAL NOT NULL, handed REAL, consumed REAL, doubt INTEGER NOT NULL DEFAULT 0);
+CREATE TABLE count (hour INTEGER, outcome TEXT, cause TEXT, number INTEGER, PRIMARY KEY (hour, outcome, cause))
+    WITHOUT ROWID;
+CREATE TABLE note (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+"""
+_COPIES = "SELECT copy, recipient, sender, queue_id, reason, changed, size, lost FROM mail WHERE copy IS NOT NULL"
+
+
+@dataclass
+class Unit:
+    """A place in Zulip's rate limit, in Unix seconds of the host's clock, as Zulip's limiter.
+
+    opened: when it was taken; handed: when Zulip had answered, None until then; consumed:
+    the latest moment at which Zulip can have counted the mail, None while that is not
+    known; doubt: there was no answer.
+    """
+
+    id: int
+    opened: float
+    handed: float | None = None
+    consumed: float | None = None
+    doubt: bool = False
+
+
+class Mail(NamedTuple):
+    """What is known of a mail besides its text. key: the same for the same mail; None: not known again."""
+
+    key: bytes | None
+    source: str
+    recipient: str
+    sender: str
+    queue_id: str
+    size: int
+
+
+class Copy(NamedTuple):
+    """A mail in quarantine. refused: Unix seconds; size: bytes of the message; lost: Zulip
+    had accepted it and lost it, so nobody was told, and it stays until it is delivered."""
+
+    id: str
+    recipient: str
+    sender: str
+    queue_id: str
+    reason: str
+    refused: float
+    size: int
+    lost: bool
+
+
+def key_of(*parts: str | bytes) -> bytes:
+    """The key of a mail that is known by these parts."""
+    digest = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        encoded = part.encode("utf-8", "surrogateescape") if isinstance(part, str) else part
+        digest.update(len(encoded).to_bytes(8, "big") + encoded)
+    return digest.digest()
+
+
+class Journal:
+    """Access to the journal in `folder`, for several threads; every fault is raised as Trouble.
+
+    create: False to read what there is, as other processes do; Trouble if there is none.
+    """
+
+    def __init__(self, folder: Path, create: bool = True) -> None:
+        self._path = folder / NAME
+        self._create = create
+        self._lock = RLock()
+        self._database: sqlite3.Connection | None = None
+        self._inode = 0
+
+    @contextmanager
+    def change(self, sync: bool = False) -> Iterator[sqlite3.Connection]:
+        """One transaction, on the disk afterwards where `sync` asks for it."""
+        with self._lock, self._trouble():
+            database = self._open()
+            database.execute(f"PRAGMA synchronous = {'FULL' if sync else 'NORMAL'}")
+            database.execute("BEGIN IMMEDIATE")
+            try:
+                yield database
+                database.execute("COMMIT")
+            except BaseException:
+                with suppress(sqlite3.Error):
+                    database.execute("ROLLBACK")
+                raise
+
+    @contextmanager
+    def _look(self) -> Iterator[sqlite3.Connection]:
+        with self._lock, self._trouble():
+            yield self._open()
+
+    def is_free(self, seconds: float) -> bool:
+        """True unless a thread keeps it for longer than that."""
+        free = self._lock.acquire(timeout=seconds)
+        if free:
+            self._lock.release()
+        return free
+
+    def close(self) -> None:
+        """Write everything into the one file, for a clean end."""
+        with self._lock:
+            if self._database is not None:
+                with suppress(sqlite3.Error):
+                    self._database.close()
+            self._database = None
+
+    # --- Single mails
+
+    def verdict(self, key: bytes | None) -> Verdict | None:
+        """What has become of a mail, if that is final."""
+        if key is None:
+            return None
+        with self._look() as database:
+            row = database.execute("SELECT state, status, cause, reason FROM mail WHERE key = ?", (key,)).fetchone()
+        if row is None or row[0] not in ("delivered", "refused"):
+            return None
+        return Delivered("accepted by Zulip before") if row[0] == "delivered" else Refused(*row[1:])
+
+    def delivered(self, keys: Iterable[bytes]) -> list[bool]:
+        """Which of these mails Zulip has accepted. They are remembered on while they are asked for."""
+        with self.change() as database:
+            states = []
+            for key in keys:
+                row = database.execute("SELECT id, state, changed FROM mail WHERE key = ?", (key,)).fetchone()
+                states.append(row is not None and row[1] == "delivered")
+                if row is not None and row[2] < time.time() - _KEPT / 2:
+                    database.execute("UPDATE mail SET changed = ? WHERE id = ?", (time.time(), row[0]))
+        return states
+
+    def was_handed_over_again(self, mark: str) -> bool:
+        """True for a mail that failed inside Zulip and was accepted there once more."""
+        with self._look() as database:
+            query = "SELECT 1 FROM mail WHERE source = 'zulip' AND queue_id = ? AND state = 'delivered'"
+            return database.execute(query, (mark,)).fetchone() is not None
+
+    @staticmethod
+    def begin(database: sqlite3.Connection, mail: Mail) -> None:
+        """Note that a mail is about to be handed over."""
+        now = time.time()
+        database.execute(
+            "INSERT INTO mail (key, source, recipient, sender, queue_id, size, state, received, changed)"
+            " VALUES (?, ?, ?, ?, ?, ?, 'open', ?, ?) ON CONFLICT (key) DO UPDATE SET state = 'open', changed = ?",
+            (mail.key, mail.source, redact(mail.recipient), mail.sender, mail.queue_id, mail.size, now, now, now),
+        )
+
+    @staticmethod
+    def finish(
+        database: sqlite3.Connection, mail: Mail, verdict: Verdict, copy: str | None = None, lost: bool = False
+    ) -> None:
+        """Note what became of a mail, and count it. copy: its file in the quarantine."""
+        now = time.time()
+        outcome, cause = type(verdict).__name__.lower(), cause_of(verdict)
+        status, reason = ("", "") if isinstance(verdict, Delivered) else (verdict.status, verdict.reason)
+        recipient = redact(mail.recipient) if copy is None else mail.recipient
+        database.execute(
+            "INSERT INTO mail (key, source, recipient, sender, queue_id, size, state, status, cause, reason, received,"
+            " changed, copy, lost) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (key) DO UPDATE SET"
+            " recipient = excluded.recipient, state = excluded.state, status = excluded.status,"
+            " cause = excluded.cause, reason = excluded.reason, changed = excluded.changed, copy = excluded.copy,"
+            " lost = excluded.lost",
+            (*(mail.key, mail.source, recipient, mail.sender, mail.queue_id, mail.size),
+             *(outcome, status, cause, reason, now, now, copy, lost)),
+        )  # fmt: skip
+        add_to_count(database, outcome, cause)
+
+    # --- Counters, and what else is to be remembered
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """How often each outcome was reached, by cause."""
+        found: dict[str, dict[str, int]] = {}
+        with self._look() as database:
+            for outcome, cause, number in database.execute(
+                "SELECT outcome, cause, sum(number) FROM count GROUP BY outcome, cause"
+            ):
+                found.setdefault(outcome, {})[cause] = number
+        return found
+
+    def note(self, name: str) -> Any:
+        """What was written down under this name, None if nothing was."""
+        with self._look() as database:
+            row = database.execute("SELECT value FROM note WHERE name = ?", (name,)).fetchone()
+        return None if row is None else json.loads(row[0])
+
+    @staticmethod
+    def write_note(database: sqlite3.Connection, name: str, value: Any) -> None:
+        """Write a value down under this name; None removes it."""
+        if value is None:
+            database.execute("DELETE FROM note WHERE name = ?", (name,))
+        else:
+            database.execute("INSERT OR REPLACE INTO note VALUES (?, ?)", (name, json.dumps(value)))
+
+    # --- Zulip's rate limit
+
+    def units(self, since: float) -> list[Unit]:
+        """The units that were not consumed before that time, oldest first."""
+        with self._look() as database:
+            rows = database.execute(
+                "SELECT id, opened, handed, consumed, doubt FROM unit WHERE consumed IS NULL OR consumed > ?"
+                " ORDER BY id",
+                (since,),
+            )
+            return [Unit(row[0], row[1], row[2], row[3], bool(row[4])) for row in rows]
+
+    @staticmethod
+    def open_unit(database: sqlite3.Connection, now: float) -> int:
+        """Take a unit; its id."""
+        return int(database.execute("INSERT INTO unit (opened) VALUES (?)", (now,)).lastrowid or 0)
+
+    @staticmethod
+    def add_consumed(database: sqlite3.Connection, times: Iterable[float]) -> None:
+        """Note what Zulip has counted without us, or before we knew."""
+        database.executemany("INSERT INTO unit (opened, handed, consumed) VALUES (?1, ?1, ?1)", ((at,) for at in times))
+
+    @staticmethod
+    def save_units(database: sqlite3.Connection, units: Iterable[Unit]) -> None:
+        """Write back what is known of units by now."""
+        database.executemany(
+            "UPDATE unit SET handed = ?, consumed = ?, doubt = ? WHERE id = ?",
+            ((unit.handed, unit.consumed, unit.doubt, unit.id) for unit in units),
+        )
+
+    @staticmethod
+    def remove_unit(database: sqlite3.Connection, number: int) -> None:
+        """Give a unit back: Zulip has surely not counted the mail."""
+        database.execute("DELETE FROM unit WHERE id = ?", (number,))
+
+    # --- The quarantine's index
+
+    def copies(self) -> list[Copy]:
+        """All mails in quarantine, oldest first."""
+        with self._look() as database:
+            return [_copy(row) for row in database.execute(f"{_COPIES} ORDER BY changed")]
+
+    def copy(self, name: str) -> Copy | None:
+        """The one with this id."""
+        with self._look() as database:
+            row = database.execute(f"{_COPIES} AND copy = ?", (name,)).fetchone()
+        return None if row is None else _copy(row)
+
+    def copies_refused_before(self, moment: float, most: int) -> list[Copy]:
+        """Of refused mail only, not of what Zulip lost; oldest first, so many at most."""
+        with self._look() as database:
+            query = f"{_COPIES} AND lost = 0 AND changed <= ? ORDER BY changed LIMIT ?"
+            return [_copy(row) for row in database.execute(query, (moment, most))]
+
+    def copied_bytes(self) -> int:
+        """The size of all copies of refused mail (bytes)."""
+        with self._look() as database:
+            query = "SELECT total(size) FROM mail WHERE copy IS NOT NULL AND lost = 0"
+            return int(database.execute(query).fetchone()[0])
+
+    def number_of_copies(self) -> tuple[int, int]:
+        """All in quarantine, and those of them that Zulip lost."""
+        with self._look() as database:
+            query = "SELECT count(*), total(lost) FROM mail WHERE copy IS NOT NULL"
+            all_, lost = database.execute(query).fetchone()
+            return int(all_), int(lost)
+
+    def index_copy(self, copy: Copy) -> None:
+        """Take up a copy that the journal does not know."""
+        # Earlier versions have left 8-bit senders in a form that cannot be stored.
+        copy = copy._replace(sender=copy.sender.encode("utf-8", "backslashreplace").decode())
+        with self.change() as database:
+            database.execute(
+                "INSERT OR IGNORE INTO mail (source, recipient, sender, queue_id, size, state, reason, received,"
+                " changed, copy, lost) VALUES ('postfix', ?, ?, ?, ?, 'refused', ?, ?, ?, ?, ?)",
+                (*(copy.recipient, copy.sender, copy.queue_id, copy.size, copy.reason),
+                 *(copy.refused, copy.refused, copy.id, copy.lost)),
+            )  # fmt: skip
+
+    def forget_copy(self, name: str) -> None:
+        """The copy is gone, or about to go."""
+        with self.change() as database:
+            database.execute(
+                "UPDATE mail SET copy = NULL, lost = 0, recipient = '(in quarantine before)' WHERE copy = ?", (name,)
+            )
+
+    # --- The file itself
+
+    def tidy(self) -> None:
+        """Forget what is old, a little at a time."""
+        now = time.time()
+        with self.change() as database:
+            database.execute(
+                "DELETE FROM mail WHERE id IN"
+                " (SELECT id FROM mail WHERE copy IS NULL AND changed < ? ORDER BY changed LIMIT 1000)",
+                (now - _KEPT,),
+            )
+            database.execute("DELETE FROM count WHERE hour < ?", ((now - _COUNTED) // 3600,))
+
+    def forget_units(self, before: float) -> None:
+        """Forget units that were consumed before that time (Unix seconds)."""
+        with self.change() as database:
+            database.execute("DELETE FROM unit WHERE consumed < ?", (before,))
+
+    def damaged(self) -> list[str]:
+        """Names of the files that were moved aside."""
+        return sorted(path.name for path in self._path.parent.glob(f"{NAME}{DAMAGED}*"))
+
+    def _open(self) -> sqlite3.Connection:
+        if self._database is not None and not self._is_the_file():
+            self.close()  # somebody has removed it
+        if self._database is None:
+            if not self._create and not self._path.exists():
+                raise self._missing()
+            self._database = self._connected()
+            self._inode = self._path.stat().st_ino
+        return self._database
+
+    def _is_the_file(self) -> bool:
+        try:
+            return self._path.stat().st_ino == self._inode
+        except OSError:
+            return False
+
+    def _connected(self) -> sqlite3.Connection:
+        is_new = not self._path.exists()
+        if is_new:
+            for suffix in ("-wal", "-shm"):  # of a file that was removed: they would not fit
+                Path(f"{self._path}{suffix}").unlink(missing_ok=True)
+        database = sqlite3.connect(self._path, timeout=10, isolation_level=None, check_same_thread=False)
+        try:
+            database.execute("PRAGMA journal_mode = WAL")
+            version = database.execute("PRAGMA user_version").fetchone()[0]
+            if self._create and not is_new and database.execute("PRAGMA quick_check(1)").fetchone() != ("ok",):
+                raise sqlite3.DatabaseError("database disk image is malformed")
+            if version == 0 and not self._create:
+                raise self._missing()
+            if version == 0:
+                database.executescript(f"BEGIN;{_SCHEMA}PRAGMA user_version = {_VERSION};COMMIT")
+                self._first_notes(database)
+            elif version > _VERSION:
+                what = f"{self._path} was written by a later version of the gateway"
+                raise Trouble("4.3.5", "journal", f"{what}; run playbooks/site.yml")
+        except BaseException:
+            database.close()
+            raise
+        return database
+
+    def _missing(self) -> Trouble:
+        what = f"there is no journal {self._path} yet; the service makes it"
+        return Trouble("4.3.0", "journal", f"{what}; look at: systemctl status zulip-email-gateway")
+
+    def _first_notes(self, database: sqlite3.Connection) -> None:
+        self.write_note(database, "since", time.time())
+        self.write_note(database, "consumption unknown", True)
+
+    @contextmanager
+    def _trouble(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            self.close()  # a later one may be opened in a better state
+            if self._create and _is_damage(error):
+                self._move_aside()
+                raise Trouble("4.3.0", "journal", f"{self._path} is damaged and was moved aside: {error}") from error
+            what = f"cannot use the journal in {self._path.parent}: {error}"
+            raise Trouble("4.3.0", "journal", f"{what}; look at its free space and its owner") from error
+        except OSError as error:
+            self.close()
+            what = f"cannot use the journal in {self._path.parent}: {error.strerror}"
+            raise Trouble("4.3.0", "journal", f"{what}; look at its free space and its owner") from error
+
+    def _move_aside(self) -> None:
+        stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
+        with suppress(OSError):
+            os.replace(self._path, f"{self._path}{DAMAGED}{stamp}")
+
+
+def cause_of(verdict: Verdict) -> str:
+    """What an outcome is counted by."""
+    return verdict.cause if isinstance(verdict, (Deferred, Refused)) else "accepted"
+
+
+def add_to_count(
+    database: sqlite3.Connection, outcome: str, cause: str, number: int = 1, hour: int | None = None
+) -> None:
+    """Count an outcome. hour: Unix seconds / 3600, now if not given."""
+    database.execute(
+        "INSERT INTO count VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET number = number + excluded.number",
+        (int(time.time() // 3600) if hour is None else hour, outcome, cause, number),
+    )
+
+
+def _is_damage(error: sqlite3.Error) -> bool:
+    """True for "malformed" and "not a database" (sqlite3's primary codes 11 and 26)."""
+    return type(error) is sqlite3.DatabaseError
+
+
+def _copy(row: tuple[Any, ...]) -> Copy:
+    return Copy._make((*row[:7], bool(row[7])))

@@ -1,0 +1,283 @@
+"""The one resident process: takes mail at its socket and hands it to Zulip.
+
+systemd listens at the socket (systemd.socket(5)) and starts the service with it, so a
+client waits while the service is restarted. Each request (submission.py) has a thread of
+its own; what they share is the journal and the pacing. Asked to end, the service answers
+all it has begun first.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from . import config, migration
+from .addresses import redact
+from .backend import prove
+from .failures import Failures
+from .gateway import SPOOL, Envelope, Gateway
+from .journal import Journal, key_of
+from .message import Message
+from .verdict import STOPPING, Deferred, Delivered, Refused, Trouble, Verdict, answer, bug, exit_status, one_line
+
+# Look this often (seconds) for what failed inside Zulip, and for what there is to tidy.
+_TICK = 5.0
+# A request is a line of this many bytes at most, and has to come within so many seconds.
+_MAX_REQUEST, _REQUEST_TIMEOUT = 2**24, 30.0
+# sd_listen_fds(3): the first descriptor that systemd passes.
+_FIRST_DESCRIPTOR = 3
+# What still has a name in the spool after this time (seconds), nobody is using.
+_LEFT_OVER = 600.0
+# A thread needs little, and there may be many.
+_STACK = 2**19
+
+Fields = dict[str, str]
+
+
+class Service:
+    """Answers requests; `configuration` is gateway.conf, read anew when it has changed."""
+
+    def __init__(self, configuration: Path) -> None:
+        self._configuration = configuration
+        self._lock = threading.Lock()
+        self._gateway: Gateway | None = None
+        self._journal: Journal | None = None
+        self._read: tuple[object, ...] = ()
+        self._stopping = threading.Event()
+        self._threads: set[threading.Thread] = set()
+        self._failures = ""
+
+    def gateway(self) -> Gateway:
+        """The gateway as configured now; raises Trouble."""
+        with self._lock:
+            stamp = _stamp(self._configuration)
+            if self._gateway is not None and self._read == (stamp, _stamp(self._gateway.config.credential)):
+                return self._gateway
+            loaded = config.load(self._configuration)
+            if self._journal is None:
+                self._journal = _opened(loaded)
+            if self._gateway is not None:
+                self._gateway.close()
+            self._gateway = Gateway(loaded, self._journal)
+            self._gateway.stopping = self._stopping
+            self._read = (stamp, _stamp(loaded.credential))
+            return self._gateway
+
+    def serve(self, listening: socket.socket) -> None:
+        """Answer until SIGTERM; then finish what was begun."""
+        threading.stack_size(_STACK)
+        signal.signal(signal.SIGTERM, lambda *_: self._stopping.set())
+        wake, woken = socket.socketpair()
+        for end in (wake, woken, listening):
+            end.setblocking(False)
+        signal.set_wakeup_fd(woken.fileno())
+        try:
+            self.gateway()  # the journal, and the folder that clients store mail in
+        except Exception as error:  # each request is told, and the next one may find it mended
+            say(str(error))
+        self._begin(self._in_the_background)
+        notify("READY=1")
+        poll = select.poll()
+        poll.register(listening, select.POLLIN)
+        poll.register(wake, select.POLLIN)
+        beat, shown = watchdog_seconds(), 0.0
+        while not self._stopping.is_set():
+            poll.poll(beat * 1000 if beat else None)
+            if beat and time.monotonic() - shown >= beat / 2 and self._is_alive():
+                notify("WATCHDOG=1")
+                shown = time.monotonic()
+            with suppress(BlockingIOError, ConnectionError):
+                connection, _ = listening.accept()
+                self._begin(self._serve_one, connection)
+        notify("STOPPING=1")
+        listening.close()
+        for thread in list(self._threads):
+            thread.join()
+        if self._gateway is not None:
+            self._gateway.close()
+        if self._journal is not None:
+            self._journal.close()
+
+    def _is_alive(self) -> bool:
+        """True if the journal can be had: no thread keeps it for ever."""
+        return self._journal is None or self._journal.is_free(1.0)
+
+    def _begin(self, work: Callable[..., None], *arguments: Any) -> None:
+        def run() -> None:
+            try:
+                work(*arguments)
+            finally:
+                self._threads.discard(threading.current_thread())
+
+        thread = threading.Thread(target=run, daemon=True)
+        self._threads.add(thread)
+        try:
+            thread.start()
+        except RuntimeError:  # no memory for one more: the client tries again
+            self._threads.discard(thread)
+            for argument in arguments:
+                argument.close()
+
+    def _serve_one(self, connection: socket.socket) -> None:
+        with connection, suppress(OSError):
+            connection.setblocking(True)
+            connection.settimeout(_REQUEST_TIMEOUT)
+            verb, fields, descriptor = _request(connection)
+            try:
+                said = self._answer(verb, fields, descriptor)
+            except Trouble as trouble:
+                said = answer(trouble.verdict)
+            except Exception as error:  # our own bug must delay a mail, never bounce it
+                said = answer(bug(error))
+            finally:
+                if descriptor is not None:
+                    os.close(descriptor)
+            connection.settimeout(_REQUEST_TIMEOUT)
+            connection.sendall(said.encode("utf-8", "replace"))
+
+    def _answer(self, verb: str, fields: Fields, descriptor: int | None) -> str:
+        gateway = self.gateway()
+        if verb == "deliver" and descriptor is not None:
+            verdict = _deliver(gateway, fields, descriptor)
+            # Without an answer the client asks again, and waits for the service to come back.
+            return "" if isinstance(verdict, Deferred) and verdict.cause == STOPPING else answer(verdict)
+        if verb == "delivered":
+            uids = fields["uids"].split()
+            states = gateway.journal.delivered(key_of("inbox", fields["inbox"], uid, b"") for uid in uids)
+            return f"0 delivered\n{' '.join(uid for uid, state in zip(uids, states, strict=True) if state)}\n"
+        if verb == "check":
+            return answer(prove(gateway.backend(), gateway.config, gateway.spool))
+        if verb == "replay":
+            return _replay(gateway, fields["id"], fields["to"])
+        if verb == "purge":
+            number = gateway.quarantine.purge(float(fields["days"]), fields["lost"] == "true")
+            return f"0 {number} removed\n"
+        return answer(Deferred("4.3.5", "request", f"the service does not know the request {verb!r}"))
+
+    def _in_the_background(self) -> None:
+        tidied = 0.0
+        while not self._stopping.wait(_TICK):
+            try:
+                gateway = self.gateway()
+                for line in Failures(gateway).run():
+                    say(line)
+                self._failures = ""
+                if time.monotonic() - tidied > 60:
+                    gateway.tidy()
+                    tidied = time.monotonic()
+            except Exception as error:
+                trouble = str(error) if isinstance(error, Trouble) else bug(error).reason
+                if trouble != self._failures:  # once is enough
+                    say(trouble)
+                self._failures = trouble
+
+
+def _deliver(gateway: Gateway, fields: Fields, descriptor: int) -> Verdict:
+    recipient, original = fields["recipient"], fields.get("original-recipient", "")
+    # Zulip's own Postfix configuration aliases everything to zulip@localhost; such
+    # mail still waits after a takeover.
+    if recipient == "zulip@localhost" and original:
+        recipient = original
+    queue_id, known_by = fields.get("queue-id", ""), tuple[str, ...]()
+    if "inbox" in fields:
+        source, known_by = "inbox", ("inbox", fields["inbox"], fields["uid"])
+    elif queue_id:
+        source, known_by = "postfix", ("postfix", queue_id, recipient)
+    else:
+        source = "operator"
+    envelope = Envelope(recipient, fields.get("sender", ""), queue_id, source, known_by)
+    max_wait = float(fields["max-wait"]) if "max-wait" in fields else None
+    with open(os.dup(descriptor), "rb") as file:
+        return gateway.deliver(envelope, Message(file), max_wait, keep_refused=source != "inbox")
+
+
+def _replay(gateway: Gateway, name: str, to: str) -> str:
+    """Deliver a mail of the quarantine again; it leaves it when Zulip accepts it."""
+    copy = gateway.journal.copy(name)
+    if copy is None:
+        return f"1 no mail {name!r} in quarantine; see: quarantine list\n"
+    envelope = Envelope(to or copy.recipient, copy.sender, copy.queue_id)
+    verdict = gateway.deliver(envelope, gateway.quarantine.message(name, gateway.spool), keep_refused=False)
+    if isinstance(verdict, Delivered):
+        gateway.quarantine.remove(name)
+        return f"0 {name}: {verdict.note}\n"
+    kind = "refused again" if isinstance(verdict, Refused) else "not now"
+    return f"{exit_status(verdict)} {name}: {kind}: {one_line(redact(verdict.reason))}; it stays in quarantine\n"
+
+
+def _request(connection: socket.socket) -> tuple[str, Fields, int | None]:
+    """What is asked, and the message; raises OSError where nothing sensible comes."""
+    request, descriptors = b"", []
+    while not request.endswith(b"\n"):
+        piece, rights, _, _ = socket.recv_fds(connection, 65536, 1)
+        descriptors += rights
+        if not piece or len(request) > _MAX_REQUEST or len(descriptors) > 1:
+            for descriptor in descriptors:
+                os.close(descriptor)
+            raise OSError("not a request")
+        request += piece
+    # An address may have 8-bit characters of any kind; what is shown and stored has none.
+    verb, *fields = request[:-1].decode("utf-8", "backslashreplace").split("\0")
+    return verb, dict(field.partition("=")[::2] for field in fields), descriptors[0] if descriptors else None
+
+
+def _opened(loaded: config.Config) -> Journal:
+    """The journal, with what earlier versions of the gateway have left; raises Trouble."""
+    journal = Journal(loaded.state_dir)
+    try:
+        spool = loaded.state_dir / SPOOL
+        spool.mkdir(mode=0o700, exist_ok=True)
+        for leftover in spool.iterdir():
+            if leftover.stat().st_mtime < time.time() - _LEFT_OVER:
+                leftover.unlink()
+    except OSError as error:
+        raise Trouble("4.3.0", "spool", f"cannot use {loaded.state_dir}: {error.strerror}") from error
+    gateway = Gateway(loaded, journal)
+    migration.run(loaded.state_dir, gateway)
+    gateway.pace.nothing_in_flight()
+    gateway.quarantine.reindex()
+    return journal
+
+
+def _stamp(path: Path) -> tuple[int, ...]:
+    try:
+        status = path.stat()
+    except OSError:
+        return ()
+    return status.st_mtime_ns, status.st_ino, status.st_size, status.st_mode, status.st_uid
+
+
+def listening_socket() -> socket.socket:
+    """The socket that systemd has passed (sd_listen_fds(3)); raises Trouble."""
+    if os.environ.get("LISTEN_PID") != str(os.getpid()) or os.environ.get("LISTEN_FDS") != "1":
+        what = "systemd starts the service with its socket; run: systemctl start zulip-email-gateway.socket"
+        raise Trouble("4.3.0", "socket", what)
+    return socket.socket(fileno=_FIRST_DESCRIPTOR)
+
+
+def notify(state: str) -> None:
+    """Tell systemd (sd_notify(3)); nothing where it does not listen."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if address:
+        with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
+            sender.sendto(state.encode(), address.replace("@", "\0", 1) if address[0] == "@" else address)
+
+
+def watchdog_seconds() -> float | None:
+    """How often to show that the service is alive, None if nobody asks (sd_watchdog_enabled(3))."""
+    microseconds = os.environ.get("WATCHDOG_USEC", "")
+    return int(microseconds) / 3e6 if microseconds.isdecimal() else None
+
+
+def say(text: str) -> None:
+    """A line for systemd's journal, without whole addresses."""
+    os.write(sys.stdout.fileno(), (redact(text) + "\n").encode("utf-8", "replace"))

@@ -1,0 +1,299 @@
+"""One mail's way through the gateway, and what is left behind."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+
+import pytest
+from email_gateway.backend_http import HttpBackend
+from email_gateway.gateway import Envelope
+from email_gateway.journal import Journal
+from email_gateway.quarantine import Quarantine
+from email_gateway.verdict import Deferred, Delivered, Refused, Trouble, answer, bug, understood
+from mails import mail
+from test_addresses import TOKEN
+
+CHANNEL = f"general.{TOKEN}@mail.example.com"
+REPLY = f"mm{TOKEN}@mail.example.com"
+FROM_POSTFIX = Envelope(CHANNEL, "user@example.org", "QID", "postfix", ("postfix", "QID", CHANNEL))
+
+
+def units(gateway):
+    return gateway.journal.units(0)
+
+
+@pytest.mark.parametrize(
+    ("verdict", "kept"),
+    [
+        (Delivered(), 1),
+        (Refused("5.1.1", "unknown address", "no"), 0),
+        (Deferred("4.3.2", "HTTP 502", "later"), 0),
+        (Deferred("4.4.2", "no answer", "later", in_doubt=True), 1),
+        (Deferred("4.3.2", "SMTP 500", "later", counted=True), 1),
+    ],
+)
+def test_only_what_zulip_may_have_holds_a_unit(gateway, verdict, kept):
+    gateway.answers = [verdict]
+    assert gateway.deliver(Envelope(CHANNEL), mail(b"m")) == verdict
+    assert len(units(gateway)) == kept
+
+
+def test_zulips_own_rate_limit_holds_mail_back_longer_each_time(gateway):
+    gateway.answers = [Deferred("4.7.28", "rate limit", "later")]
+    assert gateway.deliver(Envelope(CHANNEL), mail(b"m"), max_wait=1).cause == "rate limit"
+    assert units(gateway) == [] and len(gateway.handed) == 1
+    held = gateway.deliver(Envelope(CHANNEL), mail(b"m"), max_wait=1)
+    assert held.cause == "rate limit" and len(gateway.handed) == 1  # Zulip was not asked again
+    gateway.answers = [Delivered()]
+    gateway.deliver(Envelope(REPLY), mail(b"m"))
+    assert len(gateway.handed) == 2  # a reply does not wait, and does not end the waiting
+    hold = gateway.journal.note("hold")
+    assert hold["seconds"] == 5
+    set_hold(gateway, {**hold, "until": 0})
+    gateway.answers = [Deferred("4.7.28", "rate limit", "later")]
+    gateway.deliver(Envelope(CHANNEL), mail(b"m"), max_wait=1)
+    assert gateway.journal.note("hold")["seconds"] == 10
+    set_hold(gateway, {**hold, "until": 0})
+    gateway.answers = [Delivered()]
+    assert gateway.deliver(Envelope(CHANNEL), mail(b"m")) == Delivered()
+    assert gateway.journal.note("hold") is None
+
+
+def set_hold(gateway, hold):
+    with gateway.journal.change() as database:
+        gateway.journal.write_note(database, "hold", hold)
+
+
+def test_an_answer_to_a_reply_ends_the_waiting_for_a_silent_zulip(gateway):
+    gateway.answers = [Deferred("4.4.2", "no answer", "silent", in_doubt=True)]
+    gateway.deliver(Envelope(CHANNEL), mail(b"m"))
+    assert gateway.journal.note("hold")["cause"] == "no answer"
+    gateway.answers = [Delivered()]
+    gateway.deliver(Envelope(REPLY), mail(b"m"))
+    assert gateway.journal.note("hold") is None
+
+
+def test_a_mail_that_zulip_chokes_on_holds_up_no_other(gateway):
+    """Zulip answers, so it is there: 500 after DATA."""
+    gateway.answers = [Deferred("4.3.2", "SMTP 500", "later", counted=True), Delivered()]
+    gateway.deliver(Envelope(CHANNEL), mail(b"poison"))
+    assert gateway.deliver(Envelope(CHANNEL), mail(b"m"), max_wait=0.1) == Delivered()
+
+
+def test_replies_take_no_unit(gateway):
+    gateway.deliver(Envelope(REPLY), mail(b"m"))
+    assert units(gateway) == [] and len(gateway.handed) == 1
+
+
+def test_refused_is_kept_and_counted(gateway):
+    gateway.answers = [Refused("5.1.1", "unknown address", "no such")]
+    gateway.deliver(FROM_POSTFIX, mail(b"the mail"))
+    [copy] = gateway.journal.copies()
+    assert b"".join(gateway.quarantine.pieces(copy.id)) == b"the mail"
+    assert copy[1:5] == (CHANNEL, "user@example.org", "QID", "no such")
+    assert gateway.journal.counts() == {"refused": {"unknown address": 1}}
+    assert {path.stat().st_mode & 0o777 for path in gateway.quarantine.folder.iterdir()} == {0o600}
+
+
+def test_no_gateway_address_is_refused_without_asking_zulip(gateway):
+    assert isinstance(gateway.deliver(Envelope("info@mail.example.com"), mail(b"m")), Refused)
+    assert gateway.handed == []
+
+
+@pytest.mark.parametrize("recipient", [CHANNEL, REPLY])
+def test_the_same_mail_again_is_answered_from_the_journal(gateway, recipient):
+    """As after Postfix was stopped between the hand-over and its answer."""
+    envelope = FROM_POSTFIX._replace(recipient=recipient, known_by=("postfix", "QID", recipient))
+    assert gateway.deliver(envelope, mail(b"m")) == Delivered()
+    assert gateway.deliver(envelope, mail(b"m")) == Delivered("accepted by Zulip before")
+    assert len(gateway.handed) == 1 and gateway.journal.counts() == {"delivered": {"accepted": 1}}
+    # A queue ID comes again, with another mail.
+    assert gateway.deliver(envelope, mail(b"other")) == Delivered()
+
+
+def test_the_same_refused_mail_again_is_kept_once(gateway):
+    gateway.answers = [Refused("5.1.1", "unknown address", "no")]
+    assert gateway.deliver(FROM_POSTFIX, mail(b"m")) == gateway.deliver(FROM_POSTFIX, mail(b"m"))
+    assert len(gateway.journal.copies()) == len(gateway.handed) == 1
+
+
+def test_by_hand_the_same_mail_goes_as_often_as_it_is_given(gateway):
+    for _ in range(2):
+        assert gateway.deliver(Envelope(CHANNEL), mail(b"m")) == Delivered()
+    assert len(gateway.handed) == 2
+
+
+def test_the_same_mail_twice_at_a_time_is_handed_over_once(gateway, monkeypatch):
+    """Postfix was restarted while the first delivery still ran."""
+    original = HttpBackend.hand_over
+    monkeypatch.setattr(HttpBackend, "hand_over", lambda *mail: (time.sleep(0.2), original(*mail))[1])
+    verdicts: list[object] = []
+    threads = [
+        threading.Thread(target=lambda: verdicts.append(gateway.deliver(FROM_POSTFIX, mail(b"m")))) for _ in range(5)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(gateway.handed) == 1 and {type(verdict) for verdict in verdicts} == {Delivered} and len(verdicts) == 5
+
+
+def fail_on(monkeypatch, gateway, when):
+    """The journal cannot be written when it is called for the n-th time."""
+    change, calls = gateway.journal.change, [0]
+
+    def failing(sync=False):
+        calls[0] += 1
+        if when(calls[0]):
+            raise Trouble("4.3.0", "journal", "cannot use the journal in /x: database or disk is full")
+        return change(sync)
+
+    monkeypatch.setattr(gateway.journal, "change", failing)
+
+
+def test_an_unwritable_journal_defers_and_delivers_nothing(gateway, monkeypatch):
+    for recipient in (CHANNEL, REPLY):
+        fail_on(monkeypatch, gateway, lambda _: True)
+        verdict = gateway.deliver(Envelope(recipient), mail(b"m"))
+        assert isinstance(verdict, Deferred) and "disk is full" in verdict.reason and gateway.handed == []
+        monkeypatch.undo()
+
+
+def test_what_zulip_accepted_stays_delivered(gateway, monkeypatch):
+    """The journal cannot be written between the hand-over and the note of it."""
+    fail_on(monkeypatch, gateway, lambda call: call == 3)  # unit, begin, finish
+    verdict = gateway.deliver(FROM_POSTFIX, mail(b"m"))
+    assert isinstance(verdict, Delivered) and "disk is full" in verdict.note
+    again = gateway.deliver(FROM_POSTFIX, mail(b"m"))
+    assert isinstance(again, Delivered) and len(gateway.handed) == 1
+    gateway.tidy()  # written as soon as that is possible
+    assert isinstance(Journal(gateway.config.state_dir).verdict(mail_key(gateway)), Delivered)
+
+
+def mail_key(gateway):
+    with gateway.journal.change() as database:
+        return database.execute("SELECT key FROM mail").fetchone()[0]
+
+
+def test_refused_without_room_for_its_copy_is_deferred(gateway, monkeypatch):
+    gateway.answers = [Refused("5.1.1", "unknown address", "no")]
+    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    verdict = gateway.deliver(FROM_POSTFIX, mail(b"m"))
+    assert isinstance(verdict, Deferred) and "cannot keep a copy" in verdict.reason
+    assert list(gateway.quarantine.folder.iterdir()) == []  # or each new try would fill the disk further
+
+
+def test_a_bug_gives_the_mail_back_and_does_not_stand_in_the_way(gateway):
+    gateway.answers = [ZeroDivisionError("bug"), Delivered()]
+    with pytest.raises(ZeroDivisionError):
+        gateway.deliver(FROM_POSTFIX, mail(b"m"))
+    assert gateway.deliver(FROM_POSTFIX, mail(b"m")) == Delivered()
+
+
+def test_what_waits_when_the_service_ends_is_given_back(gateway):
+    gateway.answers = [Deferred("4.7.28", "rate limit", "later")]
+    gateway.deliver(Envelope(CHANNEL), mail(b"m"))
+    gateway.stopping.set()
+    verdict = gateway.deliver(Envelope(CHANNEL), mail(b"m"), max_wait=60)
+    assert isinstance(verdict, Deferred) and verdict.cause == "stopping"
+
+
+def keep(gateway, content, lost=False):
+    one = Envelope(CHANNEL, "", "")
+    gateway.answers = [Refused("5.1.1", "unknown address", "no")]
+    gateway.deliver(one, mail(content))
+    return gateway.journal.copies()[-1]
+
+
+def test_the_quarantine_is_bounded_by_size_and_age(gateway):
+    store = Quarantine(gateway.config.state_dir, gateway.journal, max_bytes=25, max_days=1)
+    gateway.quarantine = store
+    copies = [keep(gateway, b"x" * 10) for _ in range(4)]
+    assert gateway.journal.copies() == copies[2:]
+    with gateway.journal.change() as database:
+        database.execute("UPDATE mail SET changed = changed - 90000 WHERE copy = ?", (copies[2].id,))
+    store.tidy()
+    assert gateway.journal.copies() == copies[3:]
+    big = keep(gateway, b"x" * 100)
+    assert gateway.journal.copies() == [big]  # the newest goes by age only
+    Quarantine(gateway.config.state_dir, gateway.journal, max_bytes=25, max_days=1e-9).tidy()
+    assert gateway.journal.copies() == [] == list(gateway.quarantine.folder.iterdir())
+
+
+def lose(gateway, content):
+    from email_gateway.failures import Failed, Failures
+
+    return Failures(gateway)._again(Failed(CHANNEL, content, torn=True), ("1", str(time.time_ns()), "0"))
+
+
+def test_what_zulip_lost_goes_only_when_that_is_said(gateway):
+    """There is no other copy."""
+    lose(gateway, b"lost")
+    keep(gateway, b"refused")
+    assert gateway.quarantine.purge(0) == 1
+    Quarantine(gateway.config.state_dir, gateway.journal, max_bytes=1, max_days=1e-9).tidy()
+    [copy] = gateway.journal.copies()
+    assert copy.lost and b"".join(gateway.quarantine.pieces(copy.id)) == b"lost"
+    assert gateway.quarantine.purge(0, lost_too=True) == 1 and gateway.journal.copies() == []
+
+
+def test_copies_outlive_the_journal(gateway):
+    """Their first lines tell what the index did; half of a copy goes."""
+    kept = [keep(gateway, b"one"), keep(gateway, b"two")]
+    lose(gateway, b"three")
+    before = gateway.journal.copies()
+    (gateway.quarantine.folder / "half.mail.new").write_bytes(b"{")
+    for path in gateway.config.state_dir.glob("journal*"):
+        path.unlink()
+    gateway.quarantine.reindex()
+    after = [copy._replace(refused=0) for copy in gateway.journal.copies()]
+    assert after == [copy._replace(refused=0) for copy in before] and before[:2] == kept and len(before) == 3
+    assert len(list(gateway.quarantine.folder.iterdir())) == 3
+
+
+def test_many_copies_cost_a_refusal_nothing(gateway, monkeypatch):
+    """It neither reads the folder nor the whole index."""
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+    with gateway.journal.change() as database:
+        database.executemany(
+            "INSERT INTO mail (source, recipient, sender, queue_id, size, state, received, changed, copy)"
+            " VALUES ('postfix', 'x', '', '', 1, 'refused', 1, 1, ?)",
+            ((str(number),) for number in range(20_000)),
+        )
+
+    def cost() -> float:
+        started = time.process_time()
+        for _ in range(20):
+            keep_one(gateway)
+        return (time.process_time() - started) / 20
+
+    assert cost() < 0.02
+
+
+def keep_one(gateway):
+    gateway.answers = [Refused("5.1.1", "unknown address", "no")]
+    gateway.deliver(Envelope(CHANNEL), mail(b"x"))
+
+
+@pytest.mark.parametrize(
+    "verdict",
+    [
+        Delivered("accepted"),
+        Deferred("4.3.2", "HTTP 502", "Zulip is in trouble"),
+        Refused("5.1.1", "unknown", "no such"),
+    ],
+)
+def test_a_client_understands_what_it_is_told(verdict):
+    status, _, rest = answer(verdict).partition(" ")
+    line, cause, _ = rest.split("\n")
+    assert understood(int(status), line, cause) == verdict
+
+
+def test_a_bug_is_told_with_its_place():
+    try:
+        raise KeyError("x" + TOKEN)
+    except KeyError as error:
+        verdict = bug(error)
+    assert verdict.status == "4.3.0" and "test_gateway.py" in verdict.reason and TOKEN not in verdict.reason
