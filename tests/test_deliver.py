@@ -21,16 +21,19 @@ CHANNEL = f"general.{TOKEN}@mail.example.com"
 SERVED = Callable[[socket.socket], None]
 
 
-def run(folder: Path, *arguments: str, message: bytes | None = b"the mail", **options: object):
-    """As pipe(8) runs it: one line and an exit status."""
+def command_in(folder: Path) -> list[str]:
+    """The command as pipe(8) runs it, with its socket and its spool in `folder`."""
     start = (
         "import sys; sys.path.insert(0, sys.argv[1]); from email_gateway.deliver import main; "
         "main(sys.argv[4:], sys.argv[2], sys.argv[3])"
     )
-    command = [sys.executable, "-IS", "-c", start, str(PACKAGE), str(folder / "submit"), str(folder), "deliver"]
-    return subprocess.run(
-        [*command, *arguments], input=message, capture_output=True, check=False, timeout=20, **options
-    )
+    return [sys.executable, "-IS", "-c", start, str(PACKAGE), str(folder / "submit"), str(folder), "deliver"]
+
+
+def run(folder: Path, *arguments: str | bytes, message: bytes | None = b"the mail", **options: object):
+    """One line and an exit status."""
+    command = [*command_in(folder), *arguments]
+    return subprocess.run(command, input=message, capture_output=True, check=False, timeout=20, **options)
 
 
 @pytest.fixture
@@ -180,24 +183,10 @@ def test_half_a_mail_is_not_delivered(serve, tmp_path):
     """pipe(8) is killed while it writes: what has come is all there is, and looks complete."""
     asked = serve(says("0 2.0.0 ok\naccepted\n"))
     shown = tmp_path / "shown"
+    command = [*command_in(tmp_path), "--queue-id=Q", CHANNEL]
     parent = f"""
-import os, subprocess, sys
-child = subprocess.Popen({
-        [
-            sys.executable,
-            "-IS",
-            "-c",
-            "import sys; sys.path.insert(0, sys.argv[1]); "
-            "from email_gateway.deliver import main; main(sys.argv[4:], sys.argv[2], sys.argv[3])",
-            str(PACKAGE),
-            str(tmp_path / "submit"),
-            str(tmp_path),
-            "deliver",
-            "--queue-id=Q",
-            CHANNEL,
-        ]!r
-    },
-    stdin=subprocess.PIPE, stdout=open({str(shown)!r}, "w"))
+import os, subprocess
+child = subprocess.Popen({command!r}, stdin=subprocess.PIPE, stdout=open({str(shown)!r}, "w"))
 child.stdin.write(b"x" * 300000)
 child.stdin.flush()
 os.kill(os.getpid(), 9)

@@ -15,6 +15,10 @@ from conftest import ZulipHost, tell, wait
 SCALED = "12/2 40/8 400/600"
 # Limits that do not matter.
 WIDE = "90/3 900/60 9000/600"
+JOURNAL = "/var/lib/zulip-email-gateway/journal.sqlite"
+# What failed inside Zulip.
+ERRORS = "/var/log/zulip/queue_error/email_mirror.errors"
+SERVICE, CLIENT = "zulip-email-gateway serve", "zulip-email-gateway deliver"
 
 
 def clean(mx: ZulipHost) -> ZulipHost:
@@ -34,16 +38,16 @@ def limits(mx: ZulipHost, windows: str, zulip: str = "") -> None:
     rules = [tuple(int(part) for part in reversed(window.split("/"))) for window in (zulip or windows).split()]
     mx.sh(
         f"""
+        systemctl stop zulip-email-gateway.service
         sed -i 's#^windows = .*#windows = {windows}#' /etc/zulip-email-gateway/gateway.conf
         rm -f /run/zulip-standin/*
         systemctl stop zulip-worker
-        rm -f /var/lib/zulip-email-gateway/state.json /var/log/zulip/queue_error/email_mirror.errors
+        rm -f {JOURNAL}* {ERRORS} /var/log/zulip/workers.log* /var/log/zulip/events_email_mirror.log*
         python3 -c "import sqlite3; d = sqlite3.connect('/var/lib/zulip-standin/zulip.sqlite');
 [d.execute('DELETE FROM ' + t) for t in ('limiter', 'queue', 'message', 'dropped')]; d.commit()"
         {set_in_zulip("RATE_LIMITING_MIRROR_REALM_RULES", rules)}
-        systemctl start zulip-worker
+        systemctl start zulip-worker zulip-email-gateway.service
         for i in $(seq 100); do zulip-email-gateway check >/dev/null && break; sleep 0.2; done
-        zulip-email-gateway recover
         """
     )
 
@@ -130,6 +134,64 @@ def all_posted_after(mx: ZulipHost, subject: str, name: str, fault: Fault, words
     report(mx, name, subject, 20)
 
 
+STATE = "/var/lib/zulip-email-gateway"
+# What goes wrong with the gateway's own files, and what is said of a mail meanwhile.
+STATE_FAULTS = {
+    "state folder not writable": (
+        Fault(f"chown root {STATE} {STATE}/spool", f"chown zulip-email-gateway {STATE} {STATE}/spool"),
+        f"cannot store the message in {STATE}/spool: Permission denied",
+    ),
+    "journal read-only": (
+        Fault(
+            f"systemctl stop zulip-email-gateway; chown root {JOURNAL}*; systemctl start zulip-email-gateway",
+            f"chown zulip-email-gateway {JOURNAL}*",
+        ),
+        f"cannot use the journal in {STATE}: ",
+    ),
+    "disk full": (
+        Fault(
+            f"""systemctl stop zulip-email-gateway.service
+            chown zulip-email-gateway /mnt/small; mv {STATE}/spool /root/aside; ln -s /mnt/small {STATE}/spool
+            head -c 9000 /dev/zero > /mnt/small/full || true; systemctl start zulip-email-gateway.service""",
+            f"rm {STATE}/spool; rm /mnt/small/*; mv /root/aside {STATE}/spool",
+        ),
+        "No space left on device",
+    ),
+}
+
+
+def only_delayed(mx: ZulipHost, subject: str, name: str, fault: Fault, words: str) -> None:
+    """5 mails during a fault of our own are deferred with these words, and posted once it is over."""
+    limits(mx, WIDE)
+    with broken(mx, fault):
+        mx.send(mx.address(), subject=subject, count=5)
+        assert wait(lambda: words in " ".join(mx.sh("mailq").split()), 20), mx.sh("mailq")
+    flush_until(mx, subject, 5, 30)
+    report(mx, name, subject, 5)
+
+
+IN_A_FLOOD = {
+    "service restarted": "systemctl restart zulip-email-gateway.service",
+    "service killed": "systemctl kill --signal=KILL zulip-email-gateway.service",
+    "journal deleted": f"rm {JOURNAL}*",
+    "journal deleted and service restarted": f"rm {JOURNAL}*; systemctl restart zulip-email-gateway.service",
+    "journal corrupted": f"systemctl kill --signal=KILL zulip-email-gateway.service; echo garbage > {JOURNAL}",
+}
+
+
+def in_a_flood(mx: ZulipHost, subject: str, name: str) -> None:
+    """60 mails and replies; every two seconds something happens to the service or its journal."""
+    limits(mx, SCALED)
+    assert mx.send(mx.address(), subject=subject, count=60)["accepted"] == 60
+    for number in range(1, 4):
+        wait(lambda number=number: len(mx.messages(subject)) >= 12 * number, 20)
+        mx.sh(IN_A_FLOOD[name])
+        replies_in_a_flood(mx, 1)
+    flush_until(mx, subject, 60, 120)
+    report(mx, name, subject, 60)
+    assert twice(mx, subject) <= (0 if name == "service restarted" else 1)
+
+
 # On the host itself and from before the first mail on, so that a slow test machine kills
 # as often as a fast one. By user: the name stands in the command line of pipe(8) as well.
 KILLER = r"""
@@ -141,23 +203,25 @@ while kills < 20 and time.monotonic() < end:
     if time.monotonic() - flushed > 0.5:
         flushed = time.monotonic()
         subprocess.run(["postqueue", "-f"])
-    if subprocess.run(["pkill", "-KILL", "-u", "zulip-email-gateway", "-f", " deliver "]).returncode == 0:
+    if subprocess.run(["pkill", "-KILL", "-u", "zulip-email-gateway", "-f", "VICTIM"]).returncode == 0:
         kills += 1
 print(kills)
 """
 
 
-def killed_at_random_moments(mx: ZulipHost, subject: str) -> None:
+def killed_at_random_moments(mx: ZulipHost, subject: str, victim: str) -> None:
     limits(mx, WIDE)
-    mx.sh(f"cat > /root/killer.py <<'EOF'\n{KILLER}\nEOF\n")
+    mx.sh(f"cat > /root/killer.py <<'EOF'\n{KILLER.replace('VICTIM', victim)}\nEOF\n")
     mx.sh("systemd-run --quiet --unit killer --property StandardOutput=file:/root/kills python3 /root/killer.py")
     assert mx.send(mx.address(), subject=subject, count=100)["accepted"] == 100
     wait(lambda: mx.host.run("systemctl is-active killer").rc != 0, 70)
     flush_until(mx, subject, 100, 120)
     kills = int(mx.sh("cat /root/kills"))
-    tell(f"killed {kills} times, {twice(mx, subject)} duplicates")
+    tell(f"{victim} killed {kills} times, {twice(mx, subject)} of 100 twice")
     assert kills >= 10
-    report(mx, "killed", subject, 100)
+    report(mx, f"{victim} killed", subject, 100)
+    # Of the service only what Zulip was taking in just then; of a client nothing.
+    assert twice(mx, subject) <= (1 if victim == SERVICE else 0)
 
 
 def postfix_stopped_and_host_restarted(mx: ZulipHost, subject: str, fault: Fault, words: str) -> None:

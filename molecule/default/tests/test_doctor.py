@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from conftest import ZulipHost, changed
+from figures import JOURNAL
 
 
 @pytest.fixture
@@ -36,17 +37,27 @@ TROUBLE = {
         "sed -i.before 's/^puppet_classes.*/&, zulip::postfix_localmail/' /etc/zulip/zulip.conf",
         "mv /etc/zulip/zulip.conf.before /etc/zulip/zulip.conf",
     ),
-    "zulip-email-gateway-recover.timer does not run": (
-        "systemctl stop zulip-email-gateway-recover.timer",
-        "systemctl start zulip-email-gateway-recover.timer",
+    "zulip-email-gateway.socket does not run": (
+        "systemctl stop zulip-email-gateway.service zulip-email-gateway.socket",
+        "systemctl start zulip-email-gateway.socket zulip-email-gateway.service",
     ),
-    "can not read /var/log/zulip/queue_stats/email_mirror.stats": (
+    "the service cannot be reached at /run/zulip-email-gateway/submit": (
+        "systemctl stop zulip-email-gateway.service zulip-email-gateway.socket",
+        "systemctl start zulip-email-gateway.socket zulip-email-gateway.service",
+    ),
+    "the journal was damaged and began anew": (
+        f"systemctl stop zulip-email-gateway; cp -p {JOURNAL} /root/; echo garbage > {JOURNAL}; "
+        "systemctl start zulip-email-gateway; sleep 1; zulip-email-gateway check || true",
+        f"systemctl stop zulip-email-gateway.service; rm {JOURNAL}*; mv /root/journal.sqlite {JOURNAL}; "
+        "systemctl start zulip-email-gateway.service",
+    ),
+    "cannot read /var/log/zulip/queue_stats/email_mirror.stats": (
         "setfacl -x u:zulip-email-gateway /var/log/zulip",
         "setfacl -m u:zulip-email-gateway:x /var/log/zulip",
     ),
-    "state.json is not zulip-email-gateway's: all mail waits": (
-        "chown root /var/lib/zulip-email-gateway/state.json",
-        "chown zulip-email-gateway /var/lib/zulip-email-gateway/state.json",
+    "journal.sqlite is not zulip-email-gateway's: all mail waits": (
+        f"chown root {JOURNAL}",
+        f"chown zulip-email-gateway {JOURNAL}",
     ),
     "postfix check:": ("mv /etc/postfix/master.cf /root/", "mv /root/master.cf /etc/postfix/"),
     "cannot use /etc/zulip-email-gateway/gateway.conf": (

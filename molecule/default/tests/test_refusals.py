@@ -152,7 +152,7 @@ def test_foreign_main_cf(mx):
     ],
 )
 def test_zulip_is_not_as_it_should_be(mx, spoil, words):
-    """The other faults of Zulip's files: tests/test_roles.py."""
+    """The other faults of Zulip's files: tests/test_zulip_info.py."""
     keep = "/home/zulip/deployments /etc/zulip"
     spoil = f"tar -cf /root/keep.tar {keep} 2>/dev/null; {spoil}"
     with broken(mx, Fault(spoil, f"rm -r {keep}; tar -xf /root/keep.tar -C /")):

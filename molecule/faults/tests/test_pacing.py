@@ -11,7 +11,18 @@ import time
 
 import pytest
 from conftest import ZulipHost, tell, wait
-from figures import SCALED, clean, flush_until, limits, replies_in_a_flood, report, twice
+from figures import (
+    ERRORS,
+    IN_A_FLOOD,
+    SCALED,
+    clean,
+    flush_until,
+    in_a_flood,
+    limits,
+    replies_in_a_flood,
+    report,
+    twice,
+)
 
 
 @pytest.fixture
@@ -73,13 +84,17 @@ def test_worker_restarted_every_few_seconds(mx, subject):
     report(mx, "worker restarted", subject, 40)
 
 
+@pytest.mark.parametrize("name", IN_A_FLOOD)
+def test_service_and_journal_in_a_flood(mx, subject, name):
+    in_a_flood(mx, subject, name)
+
+
 def test_redis_down(mx, subject):
     mx.sh("touch /run/zulip-standin/redis-down")
     assert mx.send(mx.address(), subject=subject, count=20)["accepted"] == 20
-    errors = "/var/log/zulip/queue_error/email_mirror.errors"
-    assert wait(lambda: mx.sh(f"cat {errors} 2>/dev/null | wc -l").strip() == "20", 30)
+    assert wait(lambda: mx.sh(f"cat {ERRORS} 2>/dev/null | wc -l").strip() == "20", 30)
     mx.sh("rm /run/zulip-standin/redis-down")
-    assert wait(lambda: len(mx.messages(subject)) >= 20, 150), mx.sh("journalctl -u zulip-email-gateway-recover -n 20")
+    assert wait(lambda: len(mx.messages(subject)) >= 20, 150), mx.sh("journalctl -u zulip-email-gateway -n 20")
     time.sleep(2)
     report(mx, "redis down", subject, 20)
     assert twice(mx, subject) == 0

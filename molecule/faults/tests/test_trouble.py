@@ -12,17 +12,19 @@ from pathlib import Path
 import pytest
 from conftest import ZulipHost, tell, wait
 from figures import (
+    CLIENT,
     NGINX_DOWN,
+    SERVICE,
+    STATE_FAULTS,
     ZULIP_DOWN,
     Fault,
     all_posted_after,
     broken,
     clean,
-    flush_until,
     instead_of,
     killed_at_random_moments,
+    only_delayed,
     postfix_stopped_and_host_restarted,
-    report,
 )
 
 
@@ -35,6 +37,7 @@ def wrong_answers(mode: str) -> Fault:
     return instead_of("nginx", 443, Path(__file__).with_name("faulty_web.py"), mode)
 
 
+PACKAGE = "/usr/local/lib/zulip-email-gateway/email_gateway"
 SECRETS = "/etc/zulip/zulip-secrets.conf"
 FAULTS = {
     "web server stopped": (NGINX_DOWN, "nothing listens on 127.0.0.1:443"),
@@ -61,8 +64,9 @@ def test_zulip_in_trouble(mx, subject, name):
     all_posted_after(mx, subject, name, *FAULTS[name])
 
 
-def test_program_killed_at_random_moments(mx, subject):
-    killed_at_random_moments(mx, subject)
+@pytest.mark.parametrize("victim", [SERVICE, CLIENT])
+def test_program_killed_at_random_moments(mx, subject, victim):
+    killed_at_random_moments(mx, subject, victim)
 
 
 def test_postfix_stopped_and_host_restarted(mx, subject):
@@ -70,50 +74,45 @@ def test_postfix_stopped_and_host_restarted(mx, subject):
 
 
 SPOIL = {
-    "state folder not writable": (
-        "chown root /var/lib/zulip-email-gateway",
-        "chown zulip-email-gateway /var/lib/zulip-email-gateway",
-        "cannot use the state in /var/lib/zulip-email-gateway: Permission denied",
-    ),
-    "disk full": (
-        "chown zulip-email-gateway /mnt/small; mv /var/lib/zulip-email-gateway /root/aside;"
-        "ln -s /mnt/small /var/lib/zulip-email-gateway;"
-        "head -c 9000 /dev/zero > /mnt/small/full || true",
-        "rm -r /var/lib/zulip-email-gateway /mnt/small/*; mv /root/aside /var/lib/zulip-email-gateway",
-        "No space left on device",
-    ),
+    **STATE_FAULTS,
     "configuration unparsable": (
-        "sed -i.before 's/^\\[zulip\\]/[zulip/' /etc/zulip-email-gateway/gateway.conf",
-        "mv /etc/zulip-email-gateway/gateway.conf.before /etc/zulip-email-gateway/gateway.conf",
+        Fault(
+            "sed -i.before 's/^\\[zulip\\]/[zulip/' /etc/zulip-email-gateway/gateway.conf",
+            "mv /etc/zulip-email-gateway/gateway.conf.before /etc/zulip-email-gateway/gateway.conf",
+        ),
         "cannot use /etc/zulip-email-gateway/gateway.conf",
     ),
     "credential missing": (
-        "mv /etc/zulip-email-gateway/credential /root/credential",
-        "mv /root/credential /etc/zulip-email-gateway/credential",
+        Fault(
+            "mv /etc/zulip-email-gateway/credential /root/credential",
+            "mv /root/credential /etc/zulip-email-gateway/credential",
+        ),
         "cannot read /etc/zulip-email-gateway/credential: No such file",
     ),
     "program broken": (
-        "mv /usr/local/lib/zulip-email-gateway/email_gateway/pace.py /root/; "
-        "rm -r /usr/local/lib/zulip-email-gateway/email_gateway/__pycache__",
-        "mv /root/pace.py /usr/local/lib/zulip-email-gateway/email_gateway/",
+        Fault(
+            f"mv {PACKAGE}/submission.py /root/; rm -r {PACKAGE}/__pycache__",
+            f"mv /root/submission.py {PACKAGE}/",
+        ),
         "cannot start the gateway",
     ),
     "program missing": (
-        "mv /usr/local/bin/zulip-email-gateway /root/",
-        "mv /root/zulip-email-gateway /usr/local/bin/",
+        Fault("mv /usr/local/bin/zulip-email-gateway /root/", "mv /root/zulip-email-gateway /usr/local/bin/"),
         "zulip-email-gateway",
+    ),
+    "service and socket stopped": (
+        Fault(
+            "systemctl stop zulip-email-gateway.socket zulip-email-gateway.service",
+            "systemctl start zulip-email-gateway.socket zulip-email-gateway.service",
+        ),
+        "the service cannot be reached at /run/zulip-email-gateway/submit",
     ),
 }
 
 
 @pytest.mark.parametrize("name", SPOIL)
 def test_our_own_trouble_only_delays(mx, subject, name):
-    spoil, mend, words = SPOIL[name]
-    with broken(mx, Fault(spoil, mend)):
-        mx.send(mx.address(), subject=subject, count=5)
-        assert wait(lambda: words in " ".join(mx.sh("mailq").split()), 20), mx.sh("mailq")
-    flush_until(mx, subject, 5, 30)
-    report(mx, name, subject, 5)
+    only_delayed(mx, subject, name, *SPOIL[name])
 
 
 def test_around_the_size_limit(mx, subject):

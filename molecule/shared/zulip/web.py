@@ -24,7 +24,7 @@ SECRET = _secrets["secrets"]["shared_secret"]
 HOSTS = {"127.0.0.1", "localhost", str(SETTINGS.get("EXTERNAL_HOST", ""))}
 # Where this version of Zulip has its endpoint; Zulip 11 has none.
 VERSION = store.version()
-PATH = "/email_mirror_message" if VERSION < 8 else "/api/internal/email_mirror_message"
+PATH = "/email_mirror_message" if VERSION < 9 else "/api/internal/email_mirror_message"
 
 HTML = "<!DOCTYPE html><html><body><h1>{}</h1></body></html>"
 

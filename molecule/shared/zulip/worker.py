@@ -3,7 +3,8 @@
 It takes what has reached it, up to 100 at a time as RabbitMQ's prefetch does, and
 writes its statistics exactly when Zulip's writes them: at its start (a stamp that
 proves nothing), when it takes a mail up after having been idle, when it has
-consumed all it had taken, and after 50 mails in between.
+consumed all it had taken, and after 50 mails in between. What became of each mail it
+says in the log of all workers and in its own.
 
 Knobs for tests, files in /run/zulip-standin: "consume-seconds" (how long a mail
 takes) and "redis-down" (the limiter fails: the mail goes to queue_error).
@@ -25,6 +26,7 @@ import store
 
 STATS = Path("/var/log/zulip/queue_stats/email_mirror.stats")
 ERRORS = Path("/var/log/zulip/queue_error/email_mirror.errors")
+LOGS = (Path("/var/log/zulip/workers.log"), Path("/var/log/zulip/events_email_mirror.log"))
 PREFETCH = 100
 SETTINGS = store.settings()
 PATTERN = str(SETTINGS.get("EMAIL_GATEWAY_PATTERN", ""))
@@ -32,9 +34,20 @@ PATTERN = str(SETTINGS.get("EMAIL_GATEWAY_PATTERN", ""))
 IS_METER = store.version() < 11
 
 
+def log(text: str, level: str = "INFO", logger: str = "zerver.lib.email_mirror") -> None:
+    """A line as Zulip writes it, in UTC."""
+    now = time.time()
+    stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(now)) + f".{int(now * 1000) % 1000:03}"
+    for path in LOGS:
+        with path.open("a") as file:
+            file.write(f"{stamp} {level} [{logger}] {text}\n")
+
+
 class Worker:
     def __init__(self, statistics: bool = True) -> None:
         self.database = store.connect()
+        for path in LOGS if statistics else ():
+            path.touch()
         self.times: list[float] = []
         self.emptied = time.time()
         self.since_emptied = 0
@@ -98,13 +111,14 @@ class Worker:
         is_reply = store.token_of(rcpt_to, PATTERN).startswith("mm")
         if IS_METER and not is_reply and store.limited(self.database, store.rules(SETTINGS)):
             store.drop(self.database, "rate limit")
-            print("MirrorWorker: Rejecting an email: rate limit", flush=True)
+            what = f"MirrorWorker: Rejecting an email from: {message['From']} to realm: zulip - rate limited."
+            log(what, "WARN", "zerver.worker.email_mirror")
             return
         target = store.find(self.database, rcpt_to, PATTERN)
         content = text_of(message)
         if not content:
             store.drop(self.database, "no text")
-            print("Email has no nonempty body sections; ignoring.", flush=True)
+            log("Email has no nonempty body sections; ignoring.")
             return
         topic = target["topic"] if is_reply else (str(message["Subject"] or "").strip() or "(no topic)")
         sender = target["user"] if is_reply else "Email Gateway"
@@ -122,6 +136,8 @@ class Worker:
                 content[:10000],
             ),
         )
+        channel = target["channel"] if is_reply else target["name"]
+        log(f"Successfully processed email {'from user 9 to ' if is_reply else 'to '}{channel} (zulip)")
 
 
 def text_of(message: email.message.EmailMessage) -> str:

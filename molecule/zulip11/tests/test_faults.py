@@ -12,18 +12,23 @@ from pathlib import Path
 import pytest
 from conftest import ZulipHost, changed, tell, wait
 from figures import (
+    CLIENT,
+    IN_A_FLOOD,
     REDIS_DOWN,
     SCALED,
+    SERVICE,
+    STATE_FAULTS,
     WIDE,
     Fault,
     all_posted_after,
     bounces,
-    broken,
     clean,
     flush_until,
+    in_a_flood,
     instead_of,
     killed_at_random_moments,
     limits,
+    only_delayed,
     postfix_stopped_and_host_restarted,
     replies_in_a_flood,
     report,
@@ -151,6 +156,11 @@ def tries(mx: ZulipHost) -> int:
     return mx.sh("journalctl -u 'postfix*' --since=-5min").count("by its own account")
 
 
+@pytest.mark.parametrize("name", IN_A_FLOOD)
+def test_service_and_journal_in_a_flood(mx, subject, name):
+    in_a_flood(mx, subject, name)
+
+
 def test_zulips_own_meter_decides(mx, subject):
     """Somebody else uses up Zulip's limit: few tries, replies go on, all is posted."""
     limits(mx, WIDE, zulip="12/20")
@@ -196,23 +206,18 @@ def test_worker_stopped_and_restarted_in_a_flood(mx, subject):
     report(mx, "worker restarted", subject, 40)
 
 
-def test_program_killed_at_random_moments(mx, subject):
-    killed_at_random_moments(mx, subject)
+@pytest.mark.parametrize("victim", [SERVICE, CLIENT])
+def test_program_killed_at_random_moments(mx, subject, victim):
+    killed_at_random_moments(mx, subject, victim)
 
 
 def test_postfix_stopped_and_host_restarted(mx, subject):
     postfix_stopped_and_host_restarted(mx, subject, stopped(SERVER), "nothing listens on 127.0.0.1:10525")
 
 
-def test_state_that_can_not_be_written_only_delays(mx, subject):
-    limits(mx, WIDE)
-    folder = "/var/lib/zulip-email-gateway"
-    with broken(mx, Fault(f"chown root {folder}", f"chown zulip-email-gateway {folder}")):
-        mx.send(mx.address(), subject=subject, count=5)
-        words = f"cannot use the state in {folder}: Permission denied"
-        assert wait(lambda: words in " ".join(mx.sh("mailq").split()), 20), mx.sh("mailq")
-    flush_until(mx, subject, 5, 30)
-    report(mx, "state folder not writable", subject, 5)
+@pytest.mark.parametrize("name", STATE_FAULTS)
+def test_trouble_with_the_state_only_delays(mx, subject, name):
+    only_delayed(mx, subject, name, *STATE_FAULTS[name])
 
 
 def test_switched_off_zulips_own_server_comes_back(mx, subject):

@@ -11,9 +11,10 @@ import re
 import ssl
 import stat
 import subprocess
+import tokenize
 import urllib.parse
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,7 @@ email_host:
   type: str
   returned: success
 closed:
-  description: The folders on the way to what Zulip's worker tells of the mail that the gateway's user can not pass.
+  description: The folders on the way to what Zulip's worker tells of the mail that the gateway's user cannot pass.
   type: list
   elements: str
   returned: success
@@ -106,6 +107,8 @@ MAIL_SERVER = "zerver/management/commands/email_server.py"
 # Where the gateway's unit lets that server listen.
 MAIL_SERVER_URL = "smtp://127.0.0.1:10525"
 LAST_WITH_ENDPOINT = 10
+# What Zulip takes for true, in either case: puppet/zulip/lib/puppet/functions/zulipconf.rb.
+TRUE = ("1", "y", "t", "yes", "true", "enable", "enabled")
 # What Zulip's worker tells of the mail stands in these, which its Puppet keeps to its own user.
 WORKER_FOLDERS = ("/var/log/zulip", "/var/log/zulip/queue_stats", "/var/log/zulip/queue_error")
 
@@ -116,7 +119,17 @@ END_OF_BLOCK = f"# END {MARK} (Ansible)"
 
 
 class Unfit(Exception):
-    """Something about this Zulip that the gateway can not work with."""
+    """Something about this Zulip that the gateway cannot work with."""
+
+
+def text_of(path: Path) -> str:
+    """The text of a file that every Zulip has; raises Unfit if there is none, or if it is not UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise Unfit(f"{path} does not exist; is Zulip's installation complete?") from None
+    except UnicodeDecodeError as error:
+        raise Unfit(f"{path} is not UTF-8: {error}; mend it first") from error
 
 
 def version_of(deployment: Path) -> str:
@@ -127,59 +140,115 @@ def version_of(deployment: Path) -> str:
             f"there is no Zulip on this host: {path} does not exist. "
             "Put only Zulip servers into the inventory's group zulip"
         )
-    found = re.search(r'^ZULIP_VERSION = "(\d[^"]*)"', path.read_text(encoding="utf-8"), re.MULTILINE)
+    found = re.search(r'^ZULIP_VERSION = "(\d[^"]*)"', text_of(path), re.MULTILINE)
     if found is None:
         raise Unfit(f'{path} has no line ZULIP_VERSION = "N.N"; is {deployment} a complete deployment of Zulip?')
     return found[1]
 
 
 def conf_of(path: Path) -> dict[str, dict[str, str]]:
-    """zulip.conf as Zulip reads it."""
+    """zulip.conf or zulip-secrets.conf as sections of keys, as Zulip reads them (zproject/config.py).
+
+    Raises Unfit, which never quotes a line: there may be a secret in it.
+    """
+    text = text_of(path)
+    if text.startswith("\ufeff"):
+        raise Unfit(
+            f"{path} starts with a byte order mark (BOM), and Zulip itself cannot read it; "
+            f"remove the mark: sed -i '1s/^\\xEF\\xBB\\xBF//' {path}"
+        )
     parser = configparser.RawConfigParser()
     try:
-        parser.read_string(path.read_text(encoding="utf-8"), source=str(path))
-    except FileNotFoundError:
-        raise Unfit(f"{path} does not exist; is Zulip's installation complete?") from None
-    except configparser.Error as error:
-        raise Unfit(f"{path} can not be parsed: {error}".replace("\n", " ")) from error
+        parser.read_string(text, source=str(path))
+    except configparser.MissingSectionHeaderError as error:
+        raise Unfit(f"{path} cannot be parsed: line {error.lineno} stands above the first [section]") from None
+    except configparser.ParsingError as error:
+        numbers = ", ".join(str(number) for number, _ in error.errors)
+        raise Unfit(f"{path} cannot be parsed: no [section] and no key = value: line {numbers}") from None
+    except configparser.Error as error:  # something stands there twice
+        raise Unfit(f"{path} cannot be parsed: {error}") from error
     return {section: dict(parser.items(section)) for section in parser.sections()}
 
 
 def check_settings(path: Path) -> dict[str, Any]:
-    """settings.py has to be Python, and nothing may override the gateway's block.
+    """settings.py has to be Python, and nothing may override the gateway's block; raises Unfit.
 
     Returns what is set there to a plain value.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-        lines, module = text.splitlines(), ast.parse(text, filename=str(path))
+        # As Python reads it (PEP 263), its line ends all made "\n"; splitlines knows others, too.
+        with tokenize.open(path) as file:
+            text = file.read()
+        lines, module = text.split("\n"), ast.parse(text, filename=str(path))
     except FileNotFoundError:
         raise Unfit(f"{path} does not exist; is Zulip's installation complete?") from None
     except SyntaxError as error:
-        line = (error.text or "").rstrip()
-        raise Unfit(f"{path}, line {error.lineno}, is not valid Python: {line!r}; mend it first") from error
+        where = f", line {error.lineno}," if error.lineno else ""
+        what = repr(error.text.rstrip()) if error.text else error.msg
+        raise Unfit(f"{path}{where} is not valid Python: {what}; mend it first") from error
+    except ValueError as error:  # no text in its encoding, or NUL bytes
+        raise Unfit(f"{path} is not valid Python: {error}; mend it first") from error
     end = lines.index(END_OF_BLOCK) if END_OF_BLOCK in lines else len(lines)
-    values: dict[str, Any] = {}
-    for node in ast.walk(module):
-        if not isinstance(node, (ast.Assign, ast.AnnAssign)) or node.value is None:
-            continue
-        names = [
-            str(getattr(one, "id", "")) for one in (node.targets if isinstance(node, ast.Assign) else [node.target])
-        ]
-        with suppress(ValueError, TypeError):  # no plain value
-            values |= dict.fromkeys(names, ast.literal_eval(node.value))
-        if node.lineno > end and any(name.startswith("EMAIL_GATEWAY_") for name in names):
+    for number, name in sorted(bound(module)):
+        if number > end and name.startswith("EMAIL_GATEWAY_"):
             raise Unfit(
-                f"{path}, line {node.lineno}, overrides the gateway's block above it: {lines[node.lineno - 1]!r}; "
+                f"{path}, line {number}, overrides the gateway's block above it: {lines[number - 1]!r}; "
                 "remove that line and set it in the inventory"
             )
+    return plain_values(module)
+
+
+def bound(module: ast.Module) -> Iterator[tuple[int, str]]:
+    """Each name that is bound or deleted, in whatever way, after its line."""
+    nodes = list(ast.walk(module))
+    # "NAME: type" alone binds nothing.
+    declared = [node.target for node in nodes if isinstance(node, ast.AnnAssign) and node.value is None]
+    for node in nodes:
+        if isinstance(node, ast.Name):
+            if not isinstance(node.ctx, ast.Load) and node not in declared:
+                yield node.lineno, node.id
+        elif isinstance(name := getattr(node, "asname", None) or getattr(node, "name", None), str):
+            # By import, def, class, except or match.
+            yield getattr(node, "lineno", 0), name
+
+
+def plain_values(module: ast.Module) -> dict[str, Any]:
+    """What names are assigned, where that is a literal: the last one of each name."""
+    kinds = (ast.Assign, ast.AnnAssign, ast.AugAssign, ast.NamedExpr)
+    nodes = [node for node in ast.walk(module) if isinstance(node, kinds) and node.value is not None]
+    values: dict[str, Any] = {}
+    for node in sorted(nodes, key=lambda node: (node.lineno, node.col_offset)):
+        for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
+            for name, part in pairs(target, node.value):
+                with suppress(ValueError, TypeError, KeyError):  # no plain value
+                    value = ast.literal_eval(part)
+                    if not isinstance(node, ast.AugAssign):
+                        values[name] = value
+                    elif isinstance(node.op, ast.Add):
+                        values[name] += value
     return values
+
+
+def pairs(target: ast.expr, value: ast.expr | None) -> Iterator[tuple[str, ast.expr]]:
+    """Each name in an assignment's target with its part of the value, as far as the two can be matched."""
+    while isinstance(value, ast.NamedExpr):
+        value = value.value
+    sequences = (ast.Tuple, ast.List)
+    if isinstance(target, ast.Name) and value is not None:
+        yield target.id, value
+    elif isinstance(target, sequences) and isinstance(value, sequences):
+        # Up to a star from both ends.
+        for step in (-1, 1):
+            for one, part in zip(target.elts[::step], value.elts[::step], strict=False):
+                if isinstance(one, ast.Starred) or isinstance(part, ast.Starred):
+                    break
+                yield from pairs(one, part)
 
 
 def url_of(conf: dict[str, dict[str, str]]) -> str:
     """The web server on loopback, by [application_server] of zulip.conf."""
     server = conf.get("application_server", {})
-    http_only = server.get("http_only", "").lower() in ("true", "1", "yes", "y", "on", "enabled")
+    http_only = server.get("http_only", "").lower() in TRUE
     scheme, default = ("http", "80") if http_only else ("https", "443")
     port = server.get("nginx_listen_port", default)
     if not port.isdigit():
@@ -188,29 +257,30 @@ def url_of(conf: dict[str, dict[str, str]]) -> str:
 
 
 def has_endpoint(url: str) -> bool | None:
-    """Whether the web server has the mail endpoint; None if it does not answer.
+    """Whether the web server has the mail endpoint; None if its answers do not tell.
 
     GET is not allowed there (405), and of all other paths Zulip knows nothing (404).
     """
     where = urllib.parse.urlsplit(url)
+    answers = [status_of(where.scheme, where.port, path) for path in ENDPOINTS]
+    if 405 in answers:
+        return True
+    return False if set(answers) == {404} else None
+
+
+def status_of(scheme: str, port: int | None, path: str) -> int | None:
+    """The HTTP status with which the web server on loopback answers GET; None if it does not answer."""
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    try:
-        for path in ENDPOINTS:
-            if where.scheme == "http":
-                connection = http.client.HTTPConnection("127.0.0.1", where.port, timeout=10)
-            else:
-                connection = http.client.HTTPSConnection("127.0.0.1", where.port, timeout=10, context=context)
-            connection.request("GET", path)
-            status = connection.getresponse().status
-            connection.close()
-            if status == 405:
-                return True
-            if status != 404:
-                return None
-    except (OSError, http.client.HTTPException):
-        return None
-    return False
+    connection = (
+        http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+        if scheme == "http"
+        else http.client.HTTPSConnection("127.0.0.1", port, timeout=10, context=context)
+    )
+    with closing(connection), suppress(OSError, http.client.HTTPException):
+        connection.request("GET", path)
+        return connection.getresponse().status
+    return None
 
 
 def way_in(deployment: Path, version: str, url: str) -> str:
@@ -267,8 +337,10 @@ def zulip_info(deployment: Path, etc: Path, user: str, server: str | None = None
     conf = conf_of(etc / "zulip.conf")
     values = check_settings(etc / "settings.py")
     secrets = etc / "zulip-secrets.conf"
-    if "shared_secret" not in conf_of(secrets).get("secrets", {}):
-        raise Unfit(f"{secrets} has no shared_secret under [secrets]; is Zulip's installation complete?")
+    if not conf_of(secrets).get("secrets", {}).get("shared_secret"):
+        raise Unfit(
+            f"{secrets} has no shared_secret under [secrets], or an empty one; is Zulip's installation complete?"
+        )
     kept = etc.parent / "zulip-email-gateway" / "zulip.conf-line"
     return {
         "version": version,
@@ -279,15 +351,15 @@ def zulip_info(deployment: Path, etc: Path, user: str, server: str | None = None
         "classes_line_before": kept.read_text(encoding="utf-8").rstrip("\n") if kept.exists() else "",
         "cron": cron_of(etc.parent / "cron.d/email-mirror"),
         "password_kept": (kept.parent / "zulip-secrets.conf-line").exists(),
-        "has_block": MARK in (etc / "settings.py").read_text(encoding="utf-8"),
+        "has_block": MARK.encode() in (etc / "settings.py").read_bytes(),
         "closed": closed_to(user),
-        # 25 is Django's default.
-        "email_host": values.get("EMAIL_HOST", "") if values.get("EMAIL_PORT", 25) == 25 else "",
+        # 25 is Django's default, and smtplib's for a port that is not set. It takes "25" as well.
+        "email_host": values.get("EMAIL_HOST", "") if str(values.get("EMAIL_PORT") or 25) == "25" else "",
     }
 
 
 def closed_to(user: str, folders: Sequence[str] = WORKER_FOLDERS) -> list[str]:
-    """Those of `folders` that the user can not pass; by their mode if there is no such user yet."""
+    """Those of `folders` that the user cannot pass; by their mode if there is no such user yet."""
     there = [folder for folder in folders if Path(folder).is_dir()]
     try:
         pwd.getpwnam(user)
@@ -301,12 +373,12 @@ def cron_of(path: Path) -> str:
     """Whose cron job reads an inbox: "ours", "foreign", or "" for none."""
     if not path.exists():
         return ""
-    return "ours" if MARK in path.read_text(encoding="utf-8") else "foreign"
+    return "ours" if MARK.encode() in path.read_bytes() else "foreign"
 
 
 def classes_line(path: Path) -> str:
     """The line of zulip.conf that lists the Puppet classes, as it stands; or nothing."""
-    found = re.search(r"^[ \t]*puppet_classes[ \t]*[=:].*$", path.read_text(encoding="utf-8"), re.MULTILINE)
+    found = re.search(r"^[ \t]*puppet_classes[ \t]*[=:].*$", text_of(path), re.MULTILINE)
     return found[0] if found else ""
 
 
@@ -327,7 +399,7 @@ def main() -> None:
     except Unfit as error:
         module.fail_json(msg=str(error))
     except (OSError, UnicodeError) as error:
-        module.fail_json(msg=f"can not read Zulip's files: {error}")
+        module.fail_json(msg=f"cannot read Zulip's files: {error}")
 
 
 if __name__ == "__main__":

@@ -1,13 +1,21 @@
 #!/bin/sh
 # Closes port 25 and waits until what waits in the queue is delivered: the mail for Zulip,
 # or with the argument "all" everything, bounces included, because Postfix is about to go.
-# If some is left, opens the port again and fails: nothing is lost. The configuration
-# that follows opens the port again by itself.
+# If some is left, or if nobody can tell, opens the port again and fails: nothing is lost.
+# The configuration that follows opens the port again by itself.
 set -eu
 domain=$(postconf -h virtual_mailbox_domains)
+# The lines of "postqueue -j" that count, each of which is a mail. \" may stand in an address.
+if [ "${1:-}" = all ]; then counts='^{'
+else counts="\"address\": \"\\([^\"\\]\\|\\\\.\\)*@\\($domain\\|localhost\\)\""; fi
+# Not in a pipe, where a queue that cannot be read would count as an empty one.
 waiting() {
-  if [ "${1:-}" = all ]; then postqueue -j | wc -l
-  else postqueue -j | grep -ic "\"address\": \"[^\"]*@\($domain\|localhost\)\"" || true; fi
+  queue=$(postqueue -j 2>/dev/null) || {
+    echo "Postfix's queue cannot be read (postqueue ended with $?: $(postqueue -j 2>&1 >/dev/null)), so nobody knows" \
+      "whether mail waits in it, and $domain stays its mail domain. Mend what mailq complains of, then run this again." >&2
+    return 1
+  }
+  printf '%s\n' "$queue" | grep -ic "$counts" || [ $? -eq 1 ]
 }
 open_again() { postconf -e 'master_service_disable ='; postfix reload 2>/dev/null || true; echo "port 25 is open again"; }
 
@@ -20,12 +28,14 @@ postconf -e 'master_service_disable = inet'
 postfix reload 2>/dev/null
 echo "port 25 is closed"
 tries=60
-while [ "$(waiting "$@")" -gt 0 ] && [ "$tries" -gt 0 ]; do
+# Each count is an assignment of its own: only there set -e ends the script when it fails.
+left=$(waiting)
+while [ "$left" -gt 0 ] && [ "$tries" -gt 0 ]; do
   [ $((tries % 20)) -ne 0 ] || postqueue -f
   sleep 1
   tries=$((tries - 1))
+  left=$(waiting)
 done
-left=$(waiting "$@")
 if [ "$left" -eq 0 ]; then
   trap - EXIT
   exit 0

@@ -6,19 +6,30 @@ yes_if() { if "$@"; then echo true; else echo false; fi; }
 # Who holds port 25.
 holder=$(ss --no-header --listening --numeric --tcp --processes 'sport = :25' |
   grep -o '("[^"]*"' | tr -d '("' | sort -u | paste -sd, -)
-# Postfix' master shares the port with its smtpd processes.
+# Postfix's master shares the port with its smtpd processes.
 case ",$holder," in *,master,*) holder=master ;; esac
 # Without CAP_SYS_PTRACE, in some containers, ss does not know the names of others' processes.
 if [ -z "$holder" ] && [ -n "$(ss --no-header --listening --numeric --tcp 'sport = :25')" ]; then
   for name in exim4 master unknown; do holder=$name; ! pgrep -x "$name" >/dev/null || break; done
 fi
 
-# How many mails wait in the queue of a mail system that is not ours, and which one it is
-# (but for Postfix), whether it runs or not.
+# How many mails wait in the queue of a mail system that is not ours, or why nobody can
+# tell, and which one it is (but for Postfix), whether it runs or not. Not in a pipe, where
+# a queue that cannot be read would count as an empty one.
 ours=$(yes_if grep -qs 'Zulip email gateway' /etc/postfix/main.cf)
-waiting=0
-if [ -x /usr/sbin/postfix ] && [ "$ours" = false ]; then waiting=$(postqueue -j 2>/dev/null | wc -l)
-elif [ -x /usr/sbin/exim4 ]; then waiting=$(exim4 -bpc 2>/dev/null || echo 0); fi
+waiting=0 unreadable=''
+# Without main.cf there is no mail system to replace, and postqueue does not run.
+if [ -x /usr/sbin/postfix ] && [ -e /etc/postfix/main.cf ] && [ "$ours" = false ]; then
+  queue=$(postqueue -j 2>&1) || unreadable="postqueue ended with $?"
+  waiting=$(printf '%s\n' "$queue" | grep -c '^{')
+elif [ -x /usr/sbin/exim4 ]; then
+  queue=$(exim4 -bpc 2>&1) || unreadable="exim4 -bpc ended with $?"
+  waiting=$(printf '%s\n' "$queue" | tail -n 1)
+  case $waiting in *[!0-9]* | '') waiting=0 unreadable=${unreadable:-exim4 -bpc tells no number} ;; esac
+fi
+# With its last words, fit for JSON.
+[ -z "$unreadable" ] || unreadable="$unreadable: $(printf '%s\n' "$queue" | grep -v '^{' | tail -n 3 |
+  LC_ALL=C tr '[:cntrl:]' ' ' | tr -d '"\\' | sed 's/ *$//')"
 other=$(dpkg-query --show --showformat='${db:Status-Status} ${Package} ${Provides}\n' |
   sed -n 's/^installed \([^ ]*\) .*\bmail-transport-agent\b.*/\1/p' | grep -vx postfix | paste -sd, -)
 packages=$(dpkg-query --show --showformat='${db:Status-Status}\n' postfix ssl-cert 2>/dev/null | grep -cx installed)
@@ -32,6 +43,7 @@ cat <<JSON
   "ours": $ours,
   "pattern": "$(sed -n 's/^# EMAIL_GATEWAY_PATTERN = //p' /etc/postfix/main.cf 2>/dev/null)",
   "waiting": $waiting,
+  "unreadable": "$unreadable",
   "kept": $(yes_if test -e "$1/complete"),
   "program": $(yes_if test -x /usr/local/bin/zulip-email-gateway),
   "zulips_certificate": $(yes_if test -e /etc/ssl/private/zulip.key -a -e /etc/ssl/certs/zulip.combined-chain.crt)

@@ -5,7 +5,16 @@ set -eu
 export LC_ALL=C
 before=$1
 export DEBIAN_FRONTEND=noninteractive
-installed() { dpkg-query --show --showformat='${db:Status-Status} ${Package}\n' | sed -n 's/^installed //p' | sort; }
+# Not in a pipe, where a failure would count as no package at all.
+packages=$(dpkg-query --show --showformat='${db:Status-Status} ${Package}\n')
+installed() { printf '%s\n' "$packages" | sed -n 's/^installed //p' | sort; }
+# Whether mail is left in the queue; also where that cannot be told.
+mail_is_left() {
+  [ -d /var/spool/postfix ] || return 1
+  found=$(find /var/spool/postfix -regextype posix-extended \
+    -regex '/var/spool/postfix/(incoming|active|deferred|hold|maildrop|corrupt)/.*' -type f -print -quit) || return 0
+  [ -n "$found" ]
+}
 put_back() { tar --extract --preserve-permissions --file "$before/files.tar" --directory /; }
 
 if [ -x /usr/sbin/postfix ]; then systemctl stop postfix; fi
@@ -13,30 +22,44 @@ if [ -x /usr/sbin/postfix ]; then systemctl stop postfix; fi
 came='postfix|ssl-cert|cpio|lib(icu[0-9]+|sasl2-(2|modules|modules-db)|nsl2|db5\.3(t64)?|tirpc(-common|3|3t64)|lmdb0|ssl3(t64)?)'
 added=$(installed | comm -13 "$before/packages" - | grep -Ex "$came" || true)
 gone=$(installed | comm -23 "$before/packages" - | grep -E '^exim4' || true)
-# What would be left without any mail system, and so be removed with Postfix.
-needed_by=$(apt-get purge --simulate postfix 2>/dev/null | sed -n 's/^Purg \([^ ]*\) .*/\1/p' | grep -vx postfix || true)
 case " $(echo $added) " in *" postfix "*)
+  # What would be left without any mail system, and so be removed with Postfix.
+  purged=$(apt-get purge --simulate postfix)
+  needed_by=$(printf '%s\n' "$purged" | sed -n 's/^Purg \([^ ]*\) .*/\1/p' | grep -vx postfix || true)
   if [ -n "$gone" ]; then
     # One for the other in one step, so that what needs a mail system stays. exim4's files
     # first: it would ask what it finds.
     apt-get update --quiet
     put_back
     apt-get install --yes --quiet --no-install-recommends -o Dpkg::Options::=--force-confold $gone postfix-
-    apt-get purge --yes --quiet postfix
   elif [ -n "$needed_by" ]; then
-    echo "Postfix stays installed, without a configuration: $(echo $needed_by) can not do without a mail system"
+    echo "Postfix stays installed, without a configuration: $(echo $needed_by) cannot do without a mail system"
     systemctl --quiet disable postfix
   else
-    apt-get purge --yes --quiet postfix
+    apt-get remove --yes --quiet postfix
   fi
   for package in $added; do
-    if [ "$package" != postfix ] && ! apt-get purge --simulate "$package" | grep '^Purg ' | grep -qv "^Purg $package "; then
+    purged=$(apt-get purge --simulate "$package")
+    if [ "$package" != postfix ] && ! printf '%s\n' "$purged" | grep '^Purg ' | grep -qv "^Purg $package "; then
       apt-get purge --yes --quiet "$package"
     fi
-  done
-  [ -x /usr/sbin/postfix ] || rm -rf /var/spool/postfix /var/lib/postfix ;;
+  done ;;
 esac
-rm -rf /etc/postfix /etc/mailname /etc/aliases /etc/aliases.db
+# Only now can nothing write to the queue any more. Purging the package deletes it as well.
+if [ ! -x /usr/sbin/postfix ] && ! grep -qx postfix "$before/packages"; then
+  if mail_is_left; then
+    echo "Mail is left in Postfix's queue, so /var/spool/postfix stays. To have it delivered switch local delivery on" \
+      "again; to give it up: apt-get purge postfix"
+  else
+    dpkg --purge postfix
+    rm -rf /var/spool/postfix /var/lib/postfix
+  fi
+fi
+# As long as dpkg knows the package its own files have to stay: it would not install them again.
+own=$(dpkg-query --show --showformat='${Conffiles}\n' postfix 2>/dev/null |
+  sed -n 's|^ *\(/etc/postfix/[^ ]*\) .*|! -path \1|p')
+[ ! -d /etc/postfix ] || find /etc/postfix -depth \( ! -type d $own -o -type d -empty \) -delete
+rm -rf /etc/mailname /etc/aliases /etc/aliases.db
 put_back
 if [ -x /usr/sbin/postfix ] && ! grep -qx postfix "$before/enabled"; then systemctl --quiet disable postfix; fi
 # firewalld has written the zone into a file of its own when port 25 was opened. It goes

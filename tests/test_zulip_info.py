@@ -1,0 +1,245 @@
+"""zulip_info: Zulip's files, understood as Zulip and Python themselves read them."""
+
+from __future__ import annotations
+
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import zulip_info
+
+USER = "zulip-email-gateway"
+
+
+def make_zulip(folder: Path, **files: str | bytes) -> tuple[Path, Path]:
+    texts: dict[str, str | bytes] = {
+        "version.py": 'ZULIP_VERSION = "6.0-dev+git"\n',
+        "zulip.conf": "[machine]\npuppet_classes = zulip::profile::standalone\n",
+        "settings.py": "A = 1\n",
+        "zulip-secrets.conf": "[secrets]\nshared_secret = abc\n",
+        **files,
+    }
+    for name, text in texts.items():
+        (folder / name).write_bytes(text.encode() if isinstance(text, str) else text)
+    return folder, folder
+
+
+def test_zulip_is_found(tmp_path):
+    found = zulip_info.zulip_info(*make_zulip(tmp_path), USER)
+    assert (found["version"], found["here"], found["url"]) == ("6.0-dev+git", True, "https://127.0.0.1")
+
+
+@pytest.mark.parametrize(
+    ("answer", "installed", "version", "url"),
+    [
+        (True, False, "9.4", "https://127.0.0.1"),
+        (True, True, "11.0", "https://127.0.0.1"),  # what answers decides
+        (None, False, "9.4", "https://127.0.0.1"),  # Zulip is down
+        (None, True, "11.0", zulip_info.MAIL_SERVER_URL),
+        (False, True, "10.9-dev", zulip_info.MAIL_SERVER_URL),  # not the number
+        (False, False, "9.4", None),
+        (None, False, "11.0", None),
+    ],
+)
+def test_the_way_into_zulip_is_found_by_looking(tmp_path, monkeypatch, answer, installed, version, url):
+    monkeypatch.setattr(zulip_info, "has_endpoint", lambda _: answer)
+    folders = make_zulip(tmp_path, **{"version.py": f'ZULIP_VERSION = "{version}"\n'})
+    if installed:
+        (tmp_path / zulip_info.MAIL_SERVER).parent.mkdir(parents=True)
+        (tmp_path / zulip_info.MAIL_SERVER).touch()
+    if url is None:
+        with pytest.raises(zulip_info.Unfit, match=f"Zulip {version} has no mail endpoint"):
+            zulip_info.zulip_info(*folders, USER)
+    else:
+        assert zulip_info.zulip_info(*folders, USER)["url"] == url
+
+
+@pytest.mark.parametrize(
+    ("answers", "found"),
+    [
+        ((405, 404), True),
+        ((404, 405), True),
+        ((502, 405), True),  # also behind an answer that tells nothing, or none
+        ((None, 405), True),
+        ((404, 404), False),
+        ((404, 502), None),  # the second may be the one
+        ((502, 404), None),
+        ((502, 502), None),
+    ],
+)
+def test_the_endpoint_is_probed(answers, found):
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            status = answers[zulip_info.ENDPOINTS.index(self.path)]
+            if status:
+                self.send_error(status)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}"
+    assert zulip_info.has_endpoint(url) is found
+    server.shutdown()
+    server.server_close()
+    assert zulip_info.has_endpoint(url) is None
+
+
+def test_zulip_on_another_host(tmp_path):
+    found = zulip_info.zulip_info(tmp_path / "current", tmp_path, USER, "zulip.example.com:25")
+    assert (found["here"], found["url"]) == (False, "smtp://zulip.example.com:25")
+    for wrong in ("zulip.example.com", "zulip.example.com:x", ":25", "a b:25"):
+        with pytest.raises(zulip_info.Unfit, match="write it as HOST:PORT"):
+            zulip_info.zulip_info(tmp_path / "current", tmp_path, USER, wrong)
+    with pytest.raises(zulip_info.Unfit, match=r"Zulip 6\.0-dev.git takes mail from its own host only"):
+        zulip_info.zulip_info(*make_zulip(tmp_path), USER, "zulip.example.com:25")
+    with pytest.raises(zulip_info.Unfit, match=r"this host has Zulip 11\.1 itself"):
+        zulip_info.zulip_info(*make_zulip(tmp_path, **{"version.py": 'ZULIP_VERSION = "11.1"'}), USER, "zulip:25")
+
+
+@pytest.mark.parametrize(
+    ("server", "url"),
+    [
+        ("", "https://127.0.0.1"),
+        *((f"http_only = {true}", "http://127.0.0.1") for true in ("1", "y", "T", "yes", "True", "enable", "ENABLED")),
+        ("http_only = true\nnginx_listen_port = 8080", "http://127.0.0.1:8080"),
+        ("nginx_listen_port = 444", "https://127.0.0.1:444"),
+        *((f"http_only = {false}", "https://127.0.0.1") for false in ("false", "on", "", "2")),
+    ],
+)
+def test_http_only_and_port(tmp_path, server, url):
+    conf = f"[machine]\npuppet_classes = x\n[application_server]\n{server}\n"
+    assert zulip_info.zulip_info(*make_zulip(tmp_path, **{"zulip.conf": conf}), USER)["url"] == url
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "words"),
+    [
+        ("version.py", "nothing", "has no line ZULIP_VERSION"),
+        ("zulip.conf", "nothing", "zulip.conf cannot be parsed: line 1 stands above the first [section]"),
+        ("zulip.conf", "[application_server]\nnginx_listen_port = x\n", "nginx_listen_port = 'x' is no port number"),
+        ("settings.py", 'A = 1\nB = "\n', "line 2, is not valid Python: 'B = \"'"),
+        ("zulip.conf", b"\xef\xbb\xbf[machine]\npuppet_classes = x\n", "zulip.conf starts with a byte order mark"),
+        ("zulip.conf", b"[machine]\npuppet_classes = \xe9\n", "zulip.conf is not UTF-8"),
+        ("settings.py", b"A = '\xe9'\n", "settings.py is not valid Python: invalid or missing encoding"),
+        ("settings.py", b"A = 1\n\nB = '\xe9'\n", "settings.py is not valid Python: 'utf-8' codec"),
+        ("settings.py", "# coding: klingon\n", "settings.py is not valid Python: unknown encoding"),
+        ("zulip-secrets.conf", "[secrets]\nother = 1\n", "zulip-secrets.conf has no shared_secret"),
+        ("zulip-secrets.conf", "[secrets]\nshared_secret =\n", "zulip-secrets.conf has no shared_secret"),
+        ("zulip-secrets.conf", "[other]\nshared_secret = abc\n", "zulip-secrets.conf has no shared_secret"),
+        ("zulip-secrets.conf", "[secrets]\na = 1\na = 2\n", "option 'a' in section 'secrets' already exists"),
+    ],
+)
+def test_faults_of_zulips_files_are_named(tmp_path, file, text, words):
+    with pytest.raises(zulip_info.Unfit) as caught:
+        zulip_info.zulip_info(*make_zulip(tmp_path, **{file: text}), USER)
+    assert words in str(caught.value)
+
+
+def test_no_zulip(tmp_path):
+    with pytest.raises(zulip_info.Unfit, match="no Zulip on this host"):
+        zulip_info.zulip_info(tmp_path / "current", tmp_path, USER)
+
+
+@pytest.mark.parametrize(
+    ("text", "host"),
+    [
+        ("", ""),
+        ('EMAIL_HOST = "localhost"\n', "localhost"),
+        ('EMAIL_HOST: str = "localhost"\nEMAIL_PORT = 25\n', "localhost"),
+        ('EMAIL_HOST = "localhost"\nEMAIL_PORT = "25"\n', "localhost"),
+        ('EMAIL_HOST = "localhost"\nEMAIL_PORT = None\n', "localhost"),
+        ('EMAIL_HOST = "localhost"\nEMAIL_PORT = 587\n', ""),
+        ('EMAIL_HOST = "localhost"\nEMAIL_PORT = "587"\n', ""),
+        ('EMAIL_HOST, EMAIL_PORT = "localhost", 25\n', "localhost"),
+        ('EMAIL_HOST, EMAIL_PORT = "localhost", 587\n', ""),
+        ('A, *B, (EMAIL_HOST, [C]) = f(), 1, 2, ("localhost", [3])\n', "localhost"),
+        ('EMAIL_HOST, B, C = "localhost", *f()\n', "localhost"),
+        ('A = EMAIL_HOST = (B := "localhost")\n', "localhost"),
+        ('print(EMAIL_HOST := "localhost")\n', "localhost"),
+        ('EMAIL_HOST = "local"\nEMAIL_HOST += "host"\n', "localhost"),
+        ('if A:\n    EMAIL_HOST = "localhost"\nEMAIL_HOST = "smtp.example.com"\n', "smtp.example.com"),  # the last one
+        ('EMAIL_HOST = "smtp.example.com"\nEMAIL_HOST = os.environ["X"]\n', "smtp.example.com"),
+    ],
+)
+def test_where_zulip_sends_its_own_mail(tmp_path, text, host):
+    found = zulip_info.zulip_info(*make_zulip(tmp_path, **{"settings.py": text}), USER)
+    assert found["email_host"] == host
+
+
+def test_folders_that_are_closed_to_the_gateway(tmp_path):
+    """By mode while there is no such user, by trying where there is one."""
+    for name, mode in (("open", 0o755), ("closed", 0o750)):
+        (tmp_path / name).mkdir(mode=mode)
+    tmp_path.chmod(0o755)
+    folders = [str(tmp_path / name) for name in ("open", "closed", "missing")]
+    assert zulip_info.closed_to("no-such-user-here", folders) == [folders[1]]
+
+
+@pytest.mark.parametrize("text", ["[secrets]\nshared_secret s3cret\n", "shared_secret = s3cret\n"])
+def test_a_secret_in_a_broken_file_is_not_told(tmp_path, text):
+    with pytest.raises(zulip_info.Unfit, match=r"zulip-secrets\.conf cannot be parsed: .*line [12]") as caught:
+        zulip_info.zulip_info(*make_zulip(tmp_path, **{"zulip-secrets.conf": text}), USER)
+    assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("line", ["shared_secret: abc", "shared_secret=abc", "  Shared_Secret  :  abc"])
+def test_the_secret_is_found_however_it_is_written(tmp_path, line):
+    zulip_info.zulip_info(*make_zulip(tmp_path, **{"zulip-secrets.conf": f"[secrets]\n{line}\n"}), USER)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"\xef\xbb\xbfEMAIL_HOST = 'localhost'\n# Zulip email gateway\n",
+        b"# -*- coding: latin-1 -*-\n# caf\xe9\nEMAIL_HOST = 'localhost'\n# Zulip email gateway\n",
+    ],
+)
+def test_settings_are_read_as_python_reads_them(tmp_path, text):
+    found = zulip_info.zulip_info(*make_zulip(tmp_path, **{"settings.py": text}), USER)
+    assert (found["email_host"], found["has_block"]) == ("localhost", True)
+
+
+BLOCK = f"""\
+EMAIL_GATEWAY_PATTERN = "%s@above.example.com"
+EMAIL_GATEWAY_PATTERN = "%s@mail.example.com"
+{zulip_info.END_OF_BLOCK}
+"""
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "EMAIL_GATEWAY_PATTERN = (\n'')",
+        "A, EMAIL_GATEWAY_PATTERN = 1, 'x'",
+        "[A, (*EMAIL_GATEWAY_LOGIN, B)] = f()",
+        "EMAIL_GATEWAY_PATTERN += 'x'",
+        "EMAIL_GATEWAY_PATTERN: str = 'x'",
+        "print(EMAIL_GATEWAY_PATTERN := 'x')",
+        "A = EMAIL_GATEWAY_PATTERN = 'x'",
+        "for EMAIL_GATEWAY_PATTERN in 'x': pass",
+        "with f() as EMAIL_GATEWAY_PATTERN: pass",
+        "from local import EMAIL_GATEWAY_PATTERN",
+        "import local as EMAIL_GATEWAY_PATTERN",
+        "def EMAIL_GATEWAY_PATTERN(): pass",
+        "del EMAIL_GATEWAY_PATTERN",
+        "if A: EMAIL_GATEWAY_PATTERN = 'x'",
+    ],
+)
+@pytest.mark.parametrize("above", ["", "\f", "# \x0b\x1c\x1d\x1e\x85\u2028\u2029\r\n", "\r"])
+def test_what_overrides_the_block_is_named_with_its_line(tmp_path, above, line):
+    """Whatever binds a name; and a line is what Python takes for one."""
+    number = 4 + ("\n" in above or "\r" in above)
+    files = make_zulip(tmp_path, **{"settings.py": above + BLOCK + line})
+    with pytest.raises(zulip_info.Unfit, match=f"line {number}, overrides") as caught:
+        zulip_info.zulip_info(*files, USER)
+    assert repr(line.split("\n")[0]) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "line", ["", "EMAIL_GATEWAY_PATTERN: str", "A = EMAIL_GATEWAY_PATTERN", "A, B = 1, EMAIL_GATEWAY_PATTERN"]
+)
+def test_what_only_reads_it_overrides_nothing(tmp_path, line):
+    zulip_info.zulip_info(*make_zulip(tmp_path, **{"settings.py": BLOCK + line}), USER)
