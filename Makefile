@@ -1,5 +1,5 @@
 # make demo: see it work. make test: everything CI checks. The parts: make check,
-# make molecule SCENARIO=name. Everything is installed into .venv and .cache, except
+# make molecule SCENARIO=name. make bench: the figures. Everything is installed into .venv and .cache, except
 # the Debian packages that run the test hosts.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
@@ -12,7 +12,7 @@ PACKAGES := podman runc conmon netavark aardvark-dns iptables mmdebstrap uidmap 
 PYTHON ?= python3
 SCENARIOS := $(patsubst molecule/%/molecule.yml,%,$(wildcard molecule/*/molecule.yml))
 
-.PHONY: help demo demo-down test check molecule packages clean
+.PHONY: help demo demo-down test check molecule bench packages clean
 
 help:
 	@echo "make demo       a throw-away Zulip host; one mail, sent to its port 25, into a channel"
@@ -20,6 +20,7 @@ help:
 	@echo "make check      lint and unit tests"
 	@echo "make molecule SCENARIO=name   one of: $(SCENARIOS)"
 	@echo "make test       check and all scenarios"
+	@echo "make bench      what a delivery costs, next to what it is compared with"
 	@echo "make clean      removes .venv, .cache and the images"
 
 .cache:
@@ -69,6 +70,10 @@ test: packages
 	@$(MAKE) --no-print-directory -j2 .cache/venv image-bookworm
 	@$(MAKE) --no-print-directory image-trixie
 	@tests/run $(SCENARIOS)
+
+bench: packages
+	@$(MAKE) --no-print-directory -j2 .cache/venv image-bookworm
+	@$(PYTHON) bench/bench.py
 
 clean: demo-down
 	@podman images --format '{{.Repository}}:{{.Tag}}' | { grep '^localhost/zeg-' || true; } | xargs -r podman rmi

@@ -74,7 +74,7 @@ def test_another_domain_is_the_operators_trouble():
 
 
 def test_another_prefix_is_the_operators_trouble():
-    """Mail that was queued before the pattern was changed: Postfix' map takes no other."""
+    """Mail that was queued before the pattern was changed: Postfix's map takes no other."""
     with pytest.raises(OtherPattern, match=r"mail for 0123...@x.org, but addresses begin with user\+ in gateway.conf"):
         parse(f"{TOKEN}@x.org", Pattern("user+", "x.org"))
 

@@ -37,7 +37,7 @@ PACKAGES = (
 CONF = CACHE / "containers.conf"
 # Fetched while the image is built, so that each test installs them from its own disk.
 PREFETCHED = "postfix dovecot-imapd python3-imap-tools acl"
-# For machines whose podman can not use its defaults: no crun, no CAP_SYS_RESOURCE.
+# For machines whose podman cannot use its defaults: no crun, no CAP_SYS_RESOURCE.
 CONTAINERS_CONF = """[engine]
 runtime = "runc"
 [containers]

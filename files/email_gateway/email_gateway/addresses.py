@@ -19,7 +19,7 @@ _SECRET = re.compile(r"(mm)?([0-9a-f]{4})[0-9a-f]{28}", re.IGNORECASE)
 
 
 class NotAGatewayAddress(ValueError):
-    """The address can not be one of Zulip's, whatever Zulip's state."""
+    """The address cannot be one of Zulip's, whatever Zulip's state."""
 
 
 class OtherPattern(ValueError):

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import re
+import threading
+
 import pytest
+from conftest import changed, wait
 
 
 @pytest.fixture(params=["mx12", "mx13"])
@@ -92,6 +96,41 @@ def test_credential_is_readable_by_the_gateway_only(mx):
     file = mx.host.file("/etc/zulip-email-gateway/credential")
     assert (file.user, file.mode) == ("zulip-email-gateway", 0o400)
     assert file.content_string.strip() in mx.sh("cat /etc/zulip/zulip-secrets.conf")
+
+
+def test_the_service_has_no_rights_it_does_not_need(mx):
+    shown = mx.sh("systemd-analyze security --no-pager zulip-email-gateway.service")
+    level = re.search(r"Overall exposure level for zulip-email-gateway.service: ([\d.]+)", shown)
+    assert level and float(level[1]) <= 2.0, shown
+
+
+def test_only_the_gateways_user_and_root_submit_mail(mx):
+    connect = "import socket; socket.socket(socket.AF_UNIX).connect('/run/zulip-email-gateway/submit')"
+    for user, good in (("zulip-email-gateway", True), ("root", True), ("zulip", False), ("www-data", False)):
+        done = mx.host.run(f'runuser -u {user} -- python3 -c "{connect}"')
+        assert (done.rc == 0) == good, (user, done.stderr)
+    for path in mx.sh("find /var/lib/zulip-email-gateway").split():
+        file = mx.host.file(path)
+        assert file.user == "zulip-email-gateway" and file.mode & 0o077 == 0, path
+
+
+def test_an_upgrade_of_the_gateway_delays_nothing(mx, subject):
+    """Replies come all the time while site.yml replaces the program: none is deferred, none comes twice."""
+    deferred = "journalctl -u 'postfix*' | grep -c 'status=deferred' || true"
+    before, replies = mx.sh(deferred), len(mx.messages("lunch"))
+    mx.sh("echo '# an older version' >> /usr/local/lib/zulip-email-gateway/email_gateway/service.py")
+    pid = mx.sh("systemctl show -P MainPID zulip-email-gateway.service")
+    done: list[int] = []
+    play = threading.Thread(target=lambda: done.append(changed(mx.play("--tags", "zulip"))))
+    play.start()
+    sent = 0
+    while play.is_alive():
+        assert mx.send(mx.reply_address(), text=subject, count=5)["accepted"] == 5
+        sent += 5
+    play.join()
+    assert done[0] > 0 and mx.sh("systemctl show -P MainPID zulip-email-gateway.service") != pid
+    assert wait(lambda: len(mx.messages("lunch")) >= replies + sent, 30)
+    assert len(mx.messages("lunch")) == replies + sent and mx.sh(deferred) == before
 
 
 def test_zulip_was_restarted_once(mx):

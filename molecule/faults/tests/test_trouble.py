@@ -123,7 +123,7 @@ def test_around_the_size_limit(mx, subject):
     [[_, code, text]] = above["refused"]
     assert (code, "message file too big" in text) == (552, True)
     mx.wait_for(subject + "below", seconds=60)
-    # Below Postfix' limit, but its base64 is full of + and /: over 25 MiB as a form.
+    # Below Postfix's limit, but its base64 is full of + and /: over 25 MiB as a form.
     mx.send(mx.address(), subject=subject + "binary", size=plain - 2000, binary=True)
     found = r"status=bounced \(Zulip mail gateway: the message is too large for Zulip: .* limits to 26214400"
     assert wait(lambda: re.search(found, mx.sh("journalctl --since=-2min -u 'postfix*'")), 60)

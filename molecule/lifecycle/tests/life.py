@@ -10,7 +10,7 @@ from conftest import ZulipHost
 OFF = "zulip::profile::standalone"
 ON = "zulip::profile::standalone, zulip::postfix_localmail"
 
-# What a check can not foretell: what is done because something else was changed.
+# What a check cannot foretell: what is done because something else was changed.
 FOLLOW_UP = {
     "email_gateway : units | Start them, now and at boot",
     "postfix_localmail : drain | Take no more mail, and deliver what waits",

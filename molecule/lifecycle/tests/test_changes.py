@@ -24,7 +24,7 @@ def test_another_mail_name_is_followed_in_one_run(mx, subject):
     foretold = changed_tasks(on(mx, "--check", "--diff", **changes))
     same(before, tree(mx))
     stopped = on(mx, **changes)
-    assert stopped.returncode != 0 and "still wait in Postfix' queue" in stopped.stdout, stopped.stdout[-2000:]
+    assert stopped.returncode != 0 and "still wait in Postfix's queue" in stopped.stdout, stopped.stdout[-2000:]
     assert mx.host.socket("tcp://0.0.0.0:25").is_listening
     mx.sh("systemctl start zulip-web")
 

@@ -47,7 +47,7 @@ def test_takeover_from_zulips_puppet_and_back(mx, subject):
     conf = "/etc/zulip/zulip.conf"
     mx.sh(f"sed -i 's/^puppet_classes.*/# why\\npuppet_classes = zulip::postfix_localmail,  {OFF}/' {conf}")
     mx.sh(PUPPET.replace("DOMAIN", mx.domain))
-    # Zulip's own gateway can not deliver this one (its script is /bin/false): it waits.
+    # Zulip's own gateway cannot deliver this one (its script is /bin/false): it waits.
     token = mx.address().partition("@")[0]
     mx.sh(f"printf 'From: user@example.org\nSubject: {subject}\n\nwaits\n' | sendmail {token}@{mx.domain}")
     assert wait(lambda: "zulip@localhost" in mx.sh("mailq"), 10), mx.journal()
@@ -84,7 +84,7 @@ def test_exim_is_named_and_can_be_replaced_and_comes_back(mx):
     mx.sh(
         "DEBIAN_FRONTEND=noninteractive apt-get install --yes --quiet --no-install-recommends exim4-daemon-light 2>&1"
     )
-    # It can not do without a mail system, and has to stay.
+    # It cannot do without a mail system, and has to stay.
     mx.sh("DEBIAN_FRONTEND=noninteractive apt-get install --yes --quiet --no-install-recommends bsd-mailx 2>&1")
     mx.sh("sed -i 's/^dc_eximconfig_configtype=.*/dc_eximconfig_configtype=local/' /etc/exim4/update-exim4.conf.conf")
     mx.sh("update-exim4.conf; systemctl restart exim4")

@@ -35,7 +35,7 @@ def test_starttls(mx, inbox, subject):
 
 
 def test_folders_below_the_inbox(mx, inbox):
-    """The folder for what can not be posted goes where the server has room for folders."""
+    """The folder for what cannot be posted goes where the server has room for folders."""
     inbox.append("a poison mail", to="nobody@example.org")
     assert wait(lambda: inbox.count("INBOX.Zulip-Failed") == 1, 20)
     assert inbox.count() == 0

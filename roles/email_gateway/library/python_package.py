@@ -85,7 +85,7 @@ def main() -> None:
         try:
             install(folder, module.params["modules"])
         except OSError as error:
-            module.fail_json(msg=f"can not install {folder}: {error}")
+            module.fail_json(msg=f"cannot install {folder}: {error}")
     lines = "".join(f"{folder}/{name}\n" for name in replaced)
     module.exit_json(changed=bool(replaced), replaced=replaced, diff={"before": "", "after": lines})
 

@@ -40,7 +40,7 @@ if [ "$left" -eq 0 ]; then
   trap - EXIT
   exit 0
 fi
-echo "$left mails still wait in Postfix' queue, so $domain stays its mail domain. See mailq and" \
+echo "$left mails still wait in Postfix's queue, so $domain stays its mail domain. See mailq and" \
   "zulip-email-gateway status; run this again when the queue is empty, or give mails up with" \
   "postsuper -d QUEUE_ID." >&2
 exit 1

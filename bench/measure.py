@@ -1,0 +1,181 @@
+"""Runs on the host of make bench and prints its figures: JSON, in the last line."""
+
+from __future__ import annotations
+
+import json
+import os
+import smtplib
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+GATEWAY = "/usr/local/bin/zulip-email-gateway"
+BARE = ("/usr/bin/python3", "-I", "-S", "-c", "pass")
+STATE = json.loads(subprocess.run(["python3", "/opt/zulip-standin/store.py"], capture_output=True, check=True).stdout)
+REPLY = f"{STATE['replies'][0]['token']}@mx.mail.example.com"
+DELIVERIES, DRAINED, MIB = 300, 500, 2**20
+MAIL = b"From: user@sender.example.org\r\nSubject: bench\r\n\r\nHello\r\n"
+
+
+def sh(script: str) -> str:
+    return subprocess.run(["sh", "-ec", script], capture_output=True, text=True, check=True).stdout.strip()
+
+
+def service() -> int:
+    return int(sh("systemctl show -P MainPID zulip-email-gateway.service"))
+
+
+def cpu_of(process: int) -> float:
+    """CPU seconds of a process and its threads so far (clock_getcpuclockid(3))."""
+    return time.clock_gettime((~process << 3) | 2)
+
+
+class Cost:
+    """CPU (s) and memory (bytes): of the service and of the clients that were run."""
+
+    def __init__(self) -> None:
+        self.process = service()
+        with open(f"/proc/{self.process}/clear_refs", "w") as file:
+            file.write("5")  # proc(5): begin the peak anew
+        self.before = cpu_of(self.process)
+        self.clients_cpu, self.clients_peak = 0.0, 0
+
+    def run(self, command: tuple[str, ...], content: str) -> None:
+        """One client; `content` is a file, which comes through a pipe as from Postfix."""
+        reading, writing = os.pipe()
+        feeder = subprocess.Popen(["cat", content], stdout=writing)
+        client = subprocess.Popen(command, stdin=reading, stdout=subprocess.DEVNULL)
+        os.close(reading)
+        os.close(writing)
+        _, _, usage = os.wait4(client.pid, 0)
+        client.returncode = 0
+        feeder.wait()
+        self.clients_cpu += usage.ru_utime + usage.ru_stime
+        self.clients_peak += usage.ru_maxrss * 1024
+
+    def cpu(self) -> float:
+        return self.clients_cpu + cpu_of(self.process) - self.before
+
+    def peak(self) -> int:
+        """Bytes: the peaks of all processes added up, as if they came at the same moment."""
+        with open(f"/proc/{self.process}/status") as file:
+            kib = next(int(line.split()[1]) for line in file if line.startswith("VmHWM"))
+        return self.clients_peak + kib * 1024
+
+
+def deliver(number: object) -> tuple[str, ...]:
+    return (GATEWAY, "deliver", f"--queue-id=bench{number}", "--sender=user@sender.example.org", "--", REPLY)
+
+
+def stored(pieces: Iterator[bytes]) -> str:
+    with tempfile.NamedTemporaryFile(delete=False) as file:
+        for piece in pieces:
+            file.write(piece)
+    return file.name
+
+
+def repeated(head: bytes, text: bytes, size: int) -> Iterator[bytes]:
+    yield head
+    block = text * 10_000
+    for _ in range(size // len(block)):
+        yield block
+
+
+def nested() -> Iterator[bytes]:
+    for depth in range(10_000):
+        yield b'Content-Type: multipart/mixed; boundary="%d"\r\n\r\n--%d\r\n' % (depth, depth)
+    yield b"Content-Type: text/plain\r\n\r\nHello\r\n"
+    for depth in reversed(range(10_000)):
+        yield b"--%d--\r\n" % depth
+
+
+BOMBS: dict[str, Callable[[], Iterator[bytes]]] = {
+    "header lines": lambda: repeated(b"", b"A:\r\n", 18_000_000),
+    "continuation lines": lambda: repeated(b"A: x\r\n", b" x\r\n", 18_000_000),
+    "header lines and a reserved field": lambda: repeated(b"X-RcptTo: x\r\n", b"A:\r\n", 18_000_000),
+    "100,000 MIME parts": lambda: repeated(
+        b"Content-Type: multipart/mixed; boundary=b\r\n\r\n", b"--b\r\n\r\nx\r\n", 1_000_000
+    ),
+    "parts nested 10,000 deep": nested,
+}
+
+
+def delivery_cpu() -> float:
+    small = stored(iter([MAIL]))
+    bare = Cost()
+    cost = Cost()
+    for number in range(DELIVERIES):
+        bare.run(BARE, small)
+        cost.run(deliver(number), small)
+    return cost.cpu() / bare.clients_cpu
+
+
+def memory(at_once: int) -> float:
+    large = stored(repeated(MAIL, b"letters letters letters letters letters letters letters letters\r\n", 18_000_000))
+    cost = Cost()
+    with ThreadPoolExecutor(at_once) as pool:
+        list(pool.map(lambda number: cost.run(deliver(f"large{at_once}.{number}"), large), range(at_once)))
+    return cost.peak() / MIB
+
+
+def bombs() -> tuple[float, float]:
+    worst_memory = worst_cpu = 0.0
+    for name, pieces in BOMBS.items():
+        cost = Cost()
+        cost.run(deliver(name.replace(" ", "")), stored(pieces()))
+        print(f"  {name}: {cost.cpu():.3f} s, {cost.peak() / MIB:.0f} MiB", file=sys.stderr)
+        worst_memory, worst_cpu = max(worst_memory, cost.peak() / MIB), max(worst_cpu, cost.cpu())
+    return worst_memory, worst_cpu
+
+
+def drained_a_second(command: str) -> float:
+    """500 replies in the queue, delivered by this command of Postfix's pipe(8)."""
+    pipe = f"zulip-reply unix - n n - 4 pipe flags=X user=zulip-email-gateway argv={command}"
+    sh(f"postconf -M 'zulip-reply/unix={pipe}'")
+    sh("postconf -e defer_transports=zulip-reply; postfix reload 2>/dev/null; sleep 1")
+
+    def send(numbers: range) -> None:
+        with smtplib.SMTP("127.0.0.1") as server:
+            for _ in numbers:
+                server.sendmail("user@sender.example.org", [REPLY], MAIL)
+
+    with ThreadPoolExecutor(5) as pool:
+        list(pool.map(send, [range(DRAINED // 5)] * 5))
+    waiting = "find /var/spool/postfix/incoming /var/spool/postfix/active /var/spool/postfix/deferred -type f | wc -l"
+    while int(sh("find /var/spool/postfix/deferred -type f | wc -l")) < DRAINED:
+        time.sleep(0.2)
+    sh("postconf -e defer_transports=; postfix reload 2>/dev/null; sleep 2")
+    started = time.monotonic()
+    sh("postqueue -f")
+    while int(sh(waiting)):
+        time.sleep(0.05)
+    return DRAINED / (time.monotonic() - started)
+
+
+def main() -> None:
+    ours = f"{GATEWAY} deliver --sender=${{sender}} --queue-id=${{queue_id}} -- ${{recipient}}"
+    sh("for i in $(seq 100); do zulip-email-gateway check && exit; sleep 0.2; done")
+    figures = {"delivery_cpu_ratio": delivery_cpu()}
+    # Measured in turns: the machine may be slower for a while.
+    rates: dict[str, list[float]] = {"/bin/true": [], " ".join(BARE): [], ours: []}
+    for _ in range(3):
+        for command, measured in rates.items():
+            measured.append(drained_a_second(command))
+    true, bare, gateway = (statistics.median(measured) for measured in rates.values())
+    print(f"  drained a second: /bin/true {true:.0f}, bare Python {bare:.0f}, ours {gateway:.0f}", file=sys.stderr)
+    figures |= {"drain_ratio": gateway / true, "drain_ratio_bare_python": bare / true}
+    sh("systemctl stop zulip-worker")  # what comes now is only taken in
+    figures |= {"memory_18mb_mib": memory(1), "memory_5x18mb_mib": memory(5)}
+    figures["bomb_mib"], figures["bomb_cpu_s"] = bombs()
+    time.sleep(10)
+    before = cpu_of(service())
+    time.sleep(60)
+    figures["idle_cpu_s"] = cpu_of(service()) - before
+    print(json.dumps(figures))
+
+
+main()
