@@ -93,8 +93,9 @@ def main(arguments: list[str] | None = None) -> int:
 def _serve(configuration: Path) -> int:
     from . import service
 
+    listening = service.listening_socket()
     os.umask(0o077)
-    service.Service(configuration).serve(service.listening_socket())
+    service.Service(configuration).serve(listening)
     return 0
 
 

@@ -30,7 +30,7 @@ from .message import Message
 from .verdict import STOPPING, Deferred, Delivered, Refused, Trouble, Verdict, answer, bug, exit_status, one_line
 
 # Look this often (seconds) for what failed inside Zulip, and for what there is to tidy.
-_TICK = 5.0
+_TICK, _TIDY = 5.0, 60.0
 # A request is a line of this many bytes at most, and has to come within so many seconds.
 _MAX_REQUEST, _REQUEST_TIMEOUT = 2**24, 30.0
 # sd_listen_fds(3): the first descriptor that systemd passes.
@@ -54,7 +54,6 @@ class Service:
         self._read: tuple[object, ...] = ()
         self._stopping = threading.Event()
         self._threads: set[threading.Thread] = set()
-        self._failures = ""
 
     def gateway(self) -> Gateway:
         """The gateway as configured now; raises Trouble."""
@@ -164,21 +163,23 @@ class Service:
         return answer(Deferred("4.3.5", "request", f"the service does not know the request {verb!r}"))
 
     def _in_the_background(self) -> None:
-        tidied = 0.0
-        while not self._stopping.wait(_TICK):
+        tidied, said = 0.0, ""
+        while True:
             try:
                 gateway = self.gateway()
                 for line in Failures(gateway).run():
                     say(line)
-                self._failures = ""
-                if time.monotonic() - tidied > 60:
+                said = ""
+                if time.monotonic() - tidied > _TIDY:
                     gateway.tidy()
                     tidied = time.monotonic()
             except Exception as error:
                 trouble = str(error) if isinstance(error, Trouble) else bug(error).reason
-                if trouble != self._failures:  # once is enough
+                if trouble != said:  # once is enough
                     say(trouble)
-                self._failures = trouble
+                said = trouble
+            if self._stopping.wait(_TICK):
+                return
 
 
 def _deliver(gateway: Gateway, fields: Fields, descriptor: int) -> Verdict:

@@ -15,7 +15,6 @@ import pwd
 import socket
 import ssl
 import sys
-from pathlib import Path
 
 import store
 from aiosmtpd.handlers import Message
@@ -86,7 +85,8 @@ def main(arguments: list[str]) -> None:
         os.setgroups([])
         os.setgid(grp.getgrnam(options.group).gr_gid)
         os.setuid(pwd.getpwnam(options.user).pw_uid)
-    logging.basicConfig(filename=Path("/var/log/zulip/email_server.log"), level=logging.INFO)
+    # On standard error, with whole addresses: aiosmtpd's own lines, and Django's.
+    logging.basicConfig(level=logging.INFO)
     print(f"Listening on {options.listen}", file=sys.stderr)
 
     async def serve() -> None:

@@ -81,6 +81,9 @@ ConditionPathExists=/etc/supervisor/conf.d/zulip/email-mirror.conf
 [Service]
 WorkingDirectory=/home/zulip/deployments/current
 ExecStart=/home/zulip/deployments/current/manage.py email_server --listen 0.0.0.0:25 --user zulip --group zulip
+# Supervisor's stdout_logfile.
+StandardOutput=append:/var/log/zulip/email_server.log
+StandardError=append:/var/log/zulip/email_server.log
 Restart=on-failure
 [Install]
 WantedBy=multi-user.target

@@ -119,6 +119,15 @@ def test_headers_only_zulip_may_set_lead_nowhere(mx, subject, header):
     assert message["channel"] == "general"
 
 
+def test_systemds_journal_has_no_whole_address(mx, subject):
+    """Zulip's mail server tells fifteen lines of each mail."""
+    mx.send(mx.address(), subject=subject)
+    mx.wait_for(subject)
+    token = mx.address().partition("@")[0].partition(".")[2]
+    assert token in mx.sh("journalctl -u 'postfix*' --since=-1min")  # Postfix's own has
+    assert token not in mx.sh(f"journalctl -u '{SERVER}' -u zulip-email-gateway")
+
+
 def test_long_lines_arrive(mx, subject):
     mx.send(mx.address(), subject=subject, text="x" * 3000)
     (message,) = mx.wait_for(subject)
