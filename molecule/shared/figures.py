@@ -220,8 +220,8 @@ def killed_at_random_moments(mx: ZulipHost, subject: str, victim: str) -> None:
     tell(f"{victim} killed {kills} times, {twice(mx, subject)} of 100 twice")
     assert kills >= 10
     report(mx, f"{victim} killed", subject, 100)
-    # Of the service only what Zulip was taking in just then; of a client nothing.
-    assert twice(mx, subject) <= (1 if victim == SERVICE else 0)
+    # A client: nothing. The service: only what Zulip was taking in just then, which nobody can know.
+    assert twice(mx, subject) <= (kills // 4 if victim == SERVICE else 0)
 
 
 def postfix_stopped_and_host_restarted(mx: ZulipHost, subject: str, fault: Fault, words: str) -> None:
