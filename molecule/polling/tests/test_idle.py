@@ -154,13 +154,13 @@ def test_what_was_accepted_before_a_crash_is_not_posted_again(mx, inbox, subject
     identity = f"{inbox.user} {inbox.imap.fqdn} INBOX {status.strip().rpartition('=')[2]}"
     mx.sh(f"""systemctl stop zulip-email-gateway
         python3 -IS <<'EOF'
-import sqlite3, sys
+import sqlite3, sys, time
 sys.path.insert(0, "/usr/local/lib/zulip-email-gateway")
 from email_gateway.journal import key_of
 journal = sqlite3.connect("{JOURNAL}")
 journal.execute("INSERT INTO mail (key, source, recipient, sender, queue_id, size, state, received, changed)"
-                " VALUES (?, 'inbox', '', '', '', 0, 'delivered', 1, 1)",
-                (key_of("inbox", "{identity}", "{uid}", b""),))
+                " VALUES (?1, 'inbox', '', '', '', 0, 'delivered', ?2, ?2)",
+                (key_of("inbox", "{identity}", "{uid}", b""), time.time()))
 journal.commit()
 EOF
         chown zulip-email-gateway: {JOURNAL}*; systemctl start zulip-email-gateway {POLL}""")
