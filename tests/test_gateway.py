@@ -140,6 +140,30 @@ def test_the_same_mail_twice_at_a_time_is_handed_over_once(gateway, monkeypatch)
     assert len(gateway.handed) == 1 and {type(verdict) for verdict in verdicts} == {Delivered} and len(verdicts) == 5
 
 
+def test_one_after_the_other_also_where_the_first_is_deferred(gateway, monkeypatch):
+    """Three at the same time, two of them deferred: never two hand-overs at once."""
+    at_once: list[int] = []
+    running = [0]
+
+    def hand_over(*_: object) -> object:
+        running[0] += 1
+        at_once.append(running[0])
+        time.sleep(0.1)
+        running[0] -= 1
+        return Delivered() if len(at_once) == 3 else Deferred("4.3.2", "HTTP 502", "later")
+
+    monkeypatch.setattr(HttpBackend, "hand_over", hand_over)
+    envelope = FROM_POSTFIX._replace(recipient=REPLY)
+    threads = []
+    for _ in range(3):
+        threads.append(threading.Thread(target=lambda: gateway.deliver(envelope, mail(b"m"))))
+        threads[-1].start()
+        time.sleep(0.06)
+    for thread in threads:
+        thread.join()
+    assert at_once == [1, 1, 1] and gateway._busy == {}
+
+
 def fail_on(monkeypatch, gateway, when):
     """The journal cannot be written when it is called for the n-th time."""
     change, calls = gateway.journal.change, [0]

@@ -220,6 +220,24 @@ def test_nonsense_does_not_disturb_it(running, request_):
     assert running.deliver() == Delivered()
 
 
+def test_broken_requests_leave_no_file_open(running):
+    def open_files() -> int:
+        return len(os.listdir(f"/proc/{running.process.pid}/fd"))
+
+    running.deliver()
+    before = open_files()
+    for request in (b"deliver", b"deliver\0recipient=x\n", b"nonsense\n"):
+        for _ in range(20):
+            with socket.socket(socket.AF_UNIX) as client, open("/dev/null") as file:
+                client.connect(running.socket)
+                socket.send_fds(client, [request], [file.fileno()])
+    for _ in range(50):
+        if open_files() <= before:
+            return
+        time.sleep(0.1)
+    assert open_files() <= before
+
+
 def test_many_clients_at_a_time(running):
     verdicts: list[object] = []
     threads = [threading.Thread(target=lambda: verdicts.append(running.deliver())) for _ in range(50)]

@@ -60,8 +60,8 @@ class Gateway:
         self.stopping = Event()
         self._backend: Backend | None = None
         self._lock = Lock()
-        # Mails that are being delivered, by key.
-        self._busy: dict[bytes, Lock] = {}
+        # Mails that are being delivered, by key: a lock, and how many threads want it.
+        self._busy: dict[bytes, tuple[Lock, int]] = {}
         # What the journal could not be told, by key.
         self._untold: dict[bytes, tuple[Mail, Attempt]] = {}
 
@@ -85,6 +85,10 @@ class Gateway:
                 return self._note(mail, attempt, message if keep_refused else None)
             except Trouble as trouble:
                 return trouble.verdict
+
+    def succeed(self, former: Gateway) -> None:
+        """Take over what the gateway of the former configuration is still about."""
+        self._lock, self._busy, self._untold = former._lock, former._busy, former._untold
 
     def backend(self) -> Backend:
         """The way into Zulip; its connections are kept."""
@@ -117,13 +121,16 @@ class Gateway:
             yield
             return
         with self._lock:
-            lock = self._busy.setdefault(key, Lock())
-        with lock:
-            try:
+            lock, number = self._busy.get(key, (Lock(), 0))
+            self._busy[key] = lock, number + 1
+        try:
+            with lock:
                 yield
-            finally:
-                with self._lock:
-                    self._busy.pop(key, None)
+        finally:
+            with self._lock:
+                lock, number = self._busy.pop(key)
+                if number > 1:
+                    self._busy[key] = lock, number - 1
 
     def _known(self, key: bytes | None) -> Verdict | None:
         if key in self._untold:

@@ -64,10 +64,12 @@ class Service:
             loaded = config.load(self._configuration)
             if self._journal is None:
                 self._journal = _opened(loaded)
+            fresh = Gateway(loaded, self._journal)
+            fresh.stopping = self._stopping
             if self._gateway is not None:
                 self._gateway.close()
-            self._gateway = Gateway(loaded, self._journal)
-            self._gateway.stopping = self._stopping
+                fresh.succeed(self._gateway)
+            self._gateway = fresh
             self._read = (stamp, _stamp(loaded.credential))
             return self._gateway
 
@@ -94,9 +96,15 @@ class Service:
             if beat and time.monotonic() - shown >= beat / 2 and self._is_alive():
                 notify("WATCHDOG=1")
                 shown = time.monotonic()
-            with suppress(BlockingIOError, ConnectionError):
+            try:
                 connection, _ = listening.accept()
-                self._begin(self._serve_one, connection)
+            except (BlockingIOError, ConnectionError):
+                continue
+            except OSError as error:  # no descriptor is left, for example
+                say(f"cannot take a request: {error.strerror}")
+                time.sleep(1)
+                continue
+            self._begin(self._serve_one, connection)
         notify("STOPPING=1")
         listening.close()
         for thread in list(self._threads):
@@ -217,15 +225,18 @@ def _replay(gateway: Gateway, name: str, to: str) -> str:
 
 def _request(connection: socket.socket) -> tuple[str, Fields, int | None]:
     """What is asked, and the message; raises OSError where nothing sensible comes."""
-    request, descriptors = b"", []
-    while not request.endswith(b"\n"):
-        piece, rights, _, _ = socket.recv_fds(connection, 65536, 1)
-        descriptors += rights
-        if not piece or len(request) > _MAX_REQUEST or len(descriptors) > 1:
-            for descriptor in descriptors:
-                os.close(descriptor)
-            raise OSError("not a request")
-        request += piece
+    request, descriptors = b"", list[int]()
+    try:
+        while not request.endswith(b"\n"):
+            piece, rights, _, _ = socket.recv_fds(connection, 65536, 1)
+            descriptors += rights
+            if not piece or len(request) > _MAX_REQUEST or len(descriptors) > 1:
+                raise OSError("not a request")
+            request += piece
+    except OSError:
+        for descriptor in descriptors:
+            os.close(descriptor)
+        raise
     # An address may have 8-bit characters of any kind; what is shown and stored has none.
     verb, *fields = request[:-1].decode("utf-8", "backslashreplace").split("\0")
     return verb, dict(field.partition("=")[::2] for field in fields), descriptors[0] if descriptors else None
