@@ -16,6 +16,8 @@ def gateway(tmp_path, monkeypatch):
     """A gateway whose Zulip answers what .answers says, the last answer again and again."""
     made = Gateway(make_config(tmp_path), Journal(tmp_path))
     spool(tmp_path)
+    with made.journal.change() as database:  # the last hour is known: nothing
+        made.journal.write_note(database, "consumption unknown", None)
     made.answers, made.handed = [Delivered()], []
 
     def hand_over(self, recipient, message, _):

@@ -6,8 +6,10 @@ import base64
 import json
 import socket
 import threading
+import time
 import urllib.parse
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -86,6 +88,13 @@ def trickle(handler: BaseHTTPRequestHandler, _: bytes) -> None:
         threading.Event().wait(0.1)
 
 
+def trickle_in_the_header(handler: BaseHTTPRequestHandler, _: bytes) -> None:
+    with suppress(OSError):
+        for _ in range(100):
+            handler.wfile.write(b"H")
+            threading.Event().wait(0.1)
+
+
 def error(message: str, **more: str) -> str:
     return json.dumps({"result": "error", "msg": message, **more})
 
@@ -120,10 +129,13 @@ OTHER_PATTERN = "5.1.1 Bad destination mailbox address: Address not recognized b
         (hang_up, Deferred, "4.4.2", "broke", True),
         (silent, Deferred, "4.4.2", "did not answer within 1 s", True),
         (trickle, Deferred, "4.4.2", "did not answer", True),
+        (trickle_in_the_header, Deferred, "4.4.2", "broke", True),
     ],
 )
 def test_answer(serve, answer, kind, status, words, in_doubt):
+    started = time.monotonic()
     verdict = HttpBackend(serve(answer), "secret", 1).hand_over("general@x", mail(b"hello"), SPOOL)
+    assert time.monotonic() - started < 3
     check(verdict, kind, status, words, in_doubt)
 
 

@@ -144,7 +144,8 @@ def test_what_is_sent(serve, tmp_path):
     assert server.got == b"Subject: s\r\n\r\n..dot\r\nlone\r\ncr\r\n\xff 8bit\r\n"
 
 
-def test_the_size_is_zulips_own(serve, tmp_path):
+def test_the_size_is_zulips_own(serve, tmp_path, monkeypatch):
+    monkeypatch.setattr("email_gateway.backend_smtp._ZULIPS_LIMIT", 1000)
     verdict = hand_over(serve(EHLO="250-x\r\n250 SIZE 1000"), tmp_path, b"12345678\n" * 101)
     assert (
         isinstance(verdict, Refused) and verdict.status == "5.3.4" and "1010 bytes, and Zulip takes 1000" in verdict[2]
@@ -204,6 +205,11 @@ def test_nobody_waits_for_a_goodbye(serve, tmp_path):
     started = time.monotonic()
     hand_over(server, tmp_path, seconds=1)
     assert time.monotonic() - started < 1.9
+
+
+def test_another_servers_size_is_no_verdict(serve, tmp_path):
+    verdict = hand_over(serve(EHLO="250-x\r\n250 SIZE 1000"), tmp_path, b"12345678\n" * 101)
+    assert isinstance(verdict, Deferred) and "is it Zulip's mail server?" in verdict.reason
 
 
 @pytest.mark.parametrize(

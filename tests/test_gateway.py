@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import base64
+import mmap
 import os
 import threading
 import time
 
 import pytest
 from email_gateway.backend_http import HttpBackend
+from email_gateway.failures import Failed, Failures
 from email_gateway.gateway import Envelope
 from email_gateway.journal import Journal
+from email_gateway.message import stored
 from email_gateway.quarantine import Quarantine
 from email_gateway.verdict import Deferred, Delivered, Refused, Trouble, answer, bug, understood
 from mails import mail
@@ -211,9 +215,32 @@ def test_refused_without_room_for_its_copy_is_deferred(gateway, monkeypatch):
 
 def test_a_bug_gives_the_mail_back_and_does_not_stand_in_the_way(gateway):
     gateway.answers = [ZeroDivisionError("bug"), Delivered()]
-    with pytest.raises(ZeroDivisionError):
-        gateway.deliver(FROM_POSTFIX, mail(b"m"))
+    verdict = gateway.deliver(FROM_POSTFIX, mail(b"m"))
+    assert isinstance(verdict, Deferred) and "ZeroDivisionError" in verdict.reason and units(gateway) == []
     assert gateway.deliver(FROM_POSTFIX, mail(b"m")) == Delivered()
+
+
+def test_a_unit_that_could_not_be_given_back_is_later(gateway, monkeypatch):
+    gateway.answers = [Deferred("4.3.2", "HTTP 502", "later")]
+    fail_on(monkeypatch, gateway, lambda call: call == 3)
+    gateway.deliver(FROM_POSTFIX, mail(b"m"))
+    assert len(units(gateway)) == 1
+    gateway.tidy()
+    assert units(gateway) == []
+
+
+@pytest.mark.parametrize(("verdict", "counted"), [(Delivered(), 1), (Deferred("4.3.2", "HTTP 502", "later"), 0)])
+def test_a_journal_lost_in_the_middle_keeps_the_units_of_others(gateway, monkeypatch, verdict, counted):
+    def lost(*_: object) -> object:
+        for path in gateway.config.state_dir.glob("journal*"):
+            path.unlink()
+        with gateway.journal.change() as database:
+            gateway.journal.add_consumed(database, [1e10])
+        return verdict
+
+    monkeypatch.setattr(HttpBackend, "hand_over", lost)
+    gateway.deliver(FROM_POSTFIX, mail(b"m"))
+    assert [unit.consumed for unit in units(gateway)] == [1e10] + [None] * counted
 
 
 def test_what_waits_when_the_service_ends_is_given_back(gateway):
@@ -247,9 +274,12 @@ def test_the_quarantine_is_bounded_by_size_and_age(gateway):
 
 
 def lose(gateway, content):
-    from email_gateway.failures import Failed, Failures
-
-    return Failures(gateway)._again(Failed(CHANNEL, content, torn=True), ("1", str(time.time_ns()), "0"))
+    with stored(gateway.spool) as file:
+        file.write(base64.b64encode(content))
+        file.flush()
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
+            failed = Failed(CHANNEL, 0, len(text), torn=True)
+            return Failures(gateway)._again(text, failed, ("1", str(time.time_ns()), "0"))
 
 
 def test_what_zulip_lost_goes_only_when_that_is_said(gateway):

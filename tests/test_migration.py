@@ -62,13 +62,14 @@ def test_everything_is_taken_over(gateway, tmp_path):
     assert not journal.note("consumption unknown")
     (inbox, uid) = STATE["accepted"][0]
     assert journal.delivered([key_of("inbox", inbox, str(uid), b"")]) == [True]
-    assert journal.note("failures") == {"inode": 5, "offset": 77}
+    position = json.loads((tmp_path / "failures-position.json").read_text())
+    assert position == {"inode": 5, "offset": 77, "generation": 0}
     assert journal.was_handed_over_again(mark_of("r@x", mail(b"text")))
     assert [(one.id, one.lost) for one in journal.copies()] == [("a", True), ("b", False), ("c", False)]
     assert b"".join(gateway.quarantine.pieces("a")) == b"the mail"
     assert b"".join(gateway.quarantine.pieces("c")) == b"of a damaged one"
     left = sorted(path.name for path in tmp_path.rglob("*") if path.is_file() and "journal" not in path.name)
-    assert left == ["a.mail", "b.mail", "c.mail", "credential", "workers.log"]
+    assert left == ["a.mail", "b.mail", "c.mail", "credential", "failures-position.json", "workers.log"]
 
 
 def test_a_second_run_changes_nothing(gateway, tmp_path):
@@ -94,9 +95,14 @@ def test_interrupted_it_is_done_by_the_next_one(gateway, tmp_path, monkeypatch):
     test_everything_is_taken_over(gateway, tmp_path)
 
 
-@pytest.mark.parametrize(
-    "state", ["{half", "[]", json.dumps({"slots": [{}], "counts": {}}), json.dumps({**STATE, "counts": 7})]
-)
+WRONG = [
+    {"slots": [{}], "counts": {}},
+    {**STATE, "counts": 7},
+    {**STATE, "slots": [{**STATE["slots"][0], "opened": {}}]},
+]
+
+
+@pytest.mark.parametrize("state", ["{half", "[]", *(json.dumps(wrong) for wrong in WRONG)])
 def test_a_damaged_state_says_nothing_of_the_last_hour(gateway, tmp_path, state):
     (tmp_path / "state.json").write_text(state)
     migration.run(tmp_path, gateway)

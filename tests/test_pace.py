@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 from email_gateway import pace, worker_statistics
-from email_gateway.config import Window
-from email_gateway.journal import Journal, Unit
+from email_gateway.config import Config, Window
+from email_gateway.journal import Journal, Ticket, Unit
 from email_gateway.verdict import NO_ANSWER, Deferred, Delivered, Trouble, Verdict
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -21,11 +21,24 @@ NOW = 1_000_000.0
 ACCEPTED = Delivered()
 
 
+def by_clock(config: Config, clock: list[float], knows: bool = False) -> pace.Pace:
+    """A pacing by a clock that goes on only while it sleeps. knows: that nothing was consumed in the last hour."""
+
+    def sleep(seconds: float) -> None:
+        clock[0] += seconds
+
+    journal = Journal(config.state_dir)
+    if knows:
+        with journal.change() as database:
+            journal.write_note(database, "consumption unknown", None)
+    return pace.Pace(config, journal, lambda: clock[0], sleep)
+
+
 windows = st.lists(st.builds(Window, st.integers(1, 8), st.integers(1, 50)), min_size=1, max_size=3)
 consumed = st.lists(st.floats(NOW - 60, NOW, allow_nan=False), max_size=20)
 
 
-def close(gate: pace.Pace, number: int, verdict: Verdict = ACCEPTED) -> None:
+def close(gate: pace.Pace, number: Ticket, verdict: Verdict = ACCEPTED) -> None:
     with gate._journal.change() as database:
         gate.close(database, number, verdict)
 
@@ -186,9 +199,7 @@ def test_a_silent_zulip_does_not_use_up_the_windows(tmp_path):
     config = make_config(tmp_path, max_wait=100)
     idle(config.queue_stats, NOW - 5000)
     clock = [NOW]
-    gate = pace.Pace(
-        config, Journal(tmp_path), lambda: clock[0], lambda seconds: clock.__setitem__(0, clock[0] + seconds)
-    )
+    gate = by_clock(config, clock, knows=True)
     tries = 0
     while clock[0] < NOW + 1500:
         number = gate.acquire(config.max_wait)
@@ -212,9 +223,7 @@ def test_however_long_zulip_is_silent_it_is_tried_again(tmp_path):
     config = make_config(tmp_path, windows=(Window(4, 60), Window(10, 3600)), max_wait=1000)
     idle(config.queue_stats, NOW)
     clock = [NOW]
-    gate = pace.Pace(
-        config, Journal(tmp_path), lambda: clock[0], lambda seconds: clock.__setitem__(0, clock[0] + seconds)
-    )
+    gate = by_clock(config, clock, knows=True)
     for _ in range(30):
         close(gate, gate.acquire(1e6), Deferred("4.4.2", NO_ANSWER, "silent", in_doubt=True))
 
@@ -223,6 +232,33 @@ def test_a_clock_set_back_does_not_stop_the_gateway():
     units = [unit(None, handed=NOW + 5000)]
     pace.settle(units, worker_statistics.Statistics(NOW - 10, idle=True, started=False), NOW)
     assert units[0].consumed == NOW
+
+
+def test_a_clock_that_was_a_year_ahead(tmp_path):
+    """It stops nothing for a year; what was counted then counts as counted now."""
+    config = make_config(tmp_path, windows=(Window(3, 60),), slack=1)
+    clock = [NOW + 3e7]
+    gate = by_clock(config, clock, knows=True)
+    for _ in range(3):
+        close(gate, gate.acquire(1))
+    clock[0] = NOW
+    close(gate, gate.acquire(100))
+    assert clock[0] - NOW < 65
+
+
+def test_a_new_journal_fears_what_may_wait_in_rabbitmq(tmp_path):
+    """The worker is stopped, and was given 49 mails of which nobody knows: one more may go."""
+    config = make_config(tmp_path, windows=(Window(50, 60),))
+    idle(config.queue_stats, NOW - 100)
+    clock = [NOW]
+    gate = by_clock(config, clock)
+    close(gate, gate.acquire(5))
+    with pytest.raises(Trouble, match="worker has not consumed them"):
+        gate.acquire(5)
+    idle(config.queue_stats, clock[0] + 2)  # its stamp proves them all
+    clock[0] += 3
+    for _ in range(49):
+        close(gate, gate.acquire(65))
 
 
 def test_a_long_wait_is_deferred_with_the_time(tmp_path):

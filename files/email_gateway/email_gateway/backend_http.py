@@ -11,10 +11,13 @@ import base64
 import http.client
 import json
 import re
+import socket
 import ssl
+import threading
 import time
 import urllib.parse
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from .addresses import redact
@@ -116,8 +119,14 @@ class HttpBackend:
                 connection.send(piece)
             sent = True  # what was not complete Zulip does not take for a request
             connection.sock.settimeout(deadline.left(self._timeout))
-            response = connection.getresponse()
-            answer = _read(connection, response, deadline, self._timeout)
+            # The steps are bounded one by one; this bounds a header that trickles.
+            end = threading.Timer(deadline.left(), _cut, [connection.sock])
+            end.start()
+            try:
+                response = connection.getresponse()
+                answer = _read(connection, response, deadline, self._timeout)
+            finally:
+                end.cancel()
         except ConnectionRefusedError:
             return self._broken(
                 connection,
@@ -230,6 +239,12 @@ def interpret(status: int, answer: bytes) -> Verdict:
         f"HTTP {status}",
         f"HTTP {status} without a verdict on the mail: is it Zulip that answers, and does it know this host's name?",
     )
+
+
+def _cut(sock: socket.socket) -> None:
+    """End a connection that somebody reads from."""
+    with suppress(OSError):
+        sock.shutdown(socket.SHUT_RDWR)
 
 
 def _read(

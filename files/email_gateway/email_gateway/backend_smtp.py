@@ -25,6 +25,8 @@ from .wire_format import write_wire_format
 _VERDICTS = {"5.1.1": "Bad destination mailbox address", "5.7.1": "Permission denied"}
 # What aiosmtpd says of a message over its limit (its smtp.py), code and status aside.
 _TOO_MUCH = "Too much mail data"
+# aiosmtpd's own limit (bytes), which Zulip leaves as it is; another one is another server's.
+_ZULIPS_LIMIT = 2**25
 # Seconds for a polite end, which nobody waits for.
 _GOODBYE = 1.0
 # The longest line of an answer (RFC 5321, 4.5.3.1.5, and some more; bytes).
@@ -128,7 +130,10 @@ class SmtpBackend:
                 limit = int(size_limit) if size_limit.isdecimal() else 0
                 if limit and size > limit:
                     self._pool.give(session)
-                    return _too_large(f"{size} bytes, and Zulip takes {limit}")
+                    if limit == _ZULIPS_LIMIT:
+                        return _too_large(f"{size} bytes, and Zulip takes {limit}")
+                    what = f"{self._where} takes {limit} bytes and not {_ZULIPS_LIMIT}: is it Zulip's mail server?"
+                    return Deferred("4.3.5", "SIZE", what)
                 # The sender means nothing to Zulip. The null one is never found faulty.
                 code, answer = session.mail("", [f"size={size}"] if limit else [])
                 if code != 250:

@@ -34,7 +34,9 @@ class Client:
         """Which mails of an inbox Zulip has accepted; raises Trouble."""
         if not uids:
             return set()
-        _, _, found = self.ask("delivered", inbox=inbox, uids=" ".join(map(str, uids)))
+        status, line, found = self.ask("delivered", inbox=inbox, uids=" ".join(map(str, uids)))
+        if status:
+            raise Trouble("4.3.2", "service", line)
         return {int(uid) for uid in found.split()}
 
     def ask(self, verb: str, **fields: str) -> tuple[int, str, str]:
@@ -44,8 +46,6 @@ class Client:
             status, line, details = ask(request, None, max(_SOON, self._seconds), self._socket)
         except NoAnswer as error:
             raise Trouble("4.3.2", "service", _what(error)) from error
-        if verb == "delivered" and status:
-            raise Trouble("4.3.2", "service", line)
         return status, line, details
 
 

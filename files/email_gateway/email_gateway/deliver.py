@@ -8,7 +8,6 @@ output that begins with an enhanced status code (RFC 3463) before the exit statu
 from __future__ import annotations
 
 import posix
-import sys
 
 from .submission import EX_TEMPFAIL, SOCKET, SPOOL, NoAnswer, ask
 
@@ -47,7 +46,8 @@ def _deliver(arguments: list[str], socket: str, spool: str) -> tuple[int, str]:
         descriptor = _store(spool)
     except OSError as error:
         return EX_TEMPFAIL, f"4.3.0 cannot store the message in {spool}: {error.strerror}"
-    if posix.getppid() != parent or _is_ending(parent):
+    # By then its parent may be init: pipe(8) is never the first process.
+    if posix.getppid() != parent or _is_ending(parent) or (parent == 1 and "queue-id" in options):
         # Postfix was stopped: what has come may be half of a mail, which it still has.
         return EX_TEMPFAIL, "4.3.2 Postfix was stopped while it passed the mail on"
     fields = ["deliver", f"recipient={recipient}"]
@@ -99,7 +99,3 @@ def _is_ending(process: int) -> bool:
     except OSError:
         return False
     return bool(int(fields[_FLAGS - 2]) & _PF_EXITING)
-
-
-if __name__ == "__main__":
-    main(sys.argv)

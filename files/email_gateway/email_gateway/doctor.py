@@ -108,8 +108,8 @@ def _certificate(_: Config) -> Iterator[Finding]:
 def _units(_: Config) -> Iterator[Finding]:
     """Timers, services and path units of the gateway have to run."""
     for path in sorted(UNITS.glob("zulip-email-gateway*")):
-        if "[Install]" not in path.read_text(encoding="utf-8"):
-            continue  # started by another one
+        if not path.is_file() or "[Install]" not in path.read_text(encoding="utf-8"):
+            continue  # an operator's own additions; or it is started by another one
         good = _run("systemctl", "is-active", "--quiet", path.name).returncode == 0
         text = f"{path.name} {'runs' if good else 'does not run'}"
         yield Finding(good, text + _unless(good, f"look at: systemctl status {path.name}; run playbooks/site.yml"))
@@ -193,7 +193,7 @@ def _journal(config: Config) -> Iterator[Finding]:
         what = f"{folder / name}: the journal was damaged and began anew; look for the reason in: journalctl -k"
         yield Finding(False, f"{what}; then remove that file")
     if facts["lost"]:
-        what = f"{facts['lost']} mails that Zulip accepted and failed twice to post are in quarantine"
+        what = f"{facts['lost']} mails that Zulip accepted and did not post are in quarantine"
         yield Finding(False, f"{what}; look at: zulip-email-gateway quarantine list, then replay ID")
     delivered = sum(facts["counts"].get("delivered", {}).values())
     since = time.strftime("%Y-%m-%d %H:%M", time.localtime(facts["since"]))

@@ -7,6 +7,7 @@ again, gets the answer that stands in the journal.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,11 +17,11 @@ from typing import NamedTuple
 from . import addresses
 from .backend import Backend, open_backend
 from .config import Config
-from .journal import Journal, Mail, add_to_count, key_of
+from .journal import Journal, Mail, Ticket, key_of
 from .message import Message
 from .pace import Pace
 from .quarantine import Quarantine
-from .verdict import Deferred, Delivered, Refused, Trouble, Verdict
+from .verdict import Deferred, Delivered, Refused, Trouble, Verdict, bug
 
 # The cause of a mail for another domain or prefix than gateway.conf has.
 OTHER_PATTERN = "other pattern"
@@ -45,7 +46,7 @@ class Attempt(NamedTuple):
     """What came of trying: the verdict, and the unit of the rate limit that was held (None: none)."""
 
     verdict: Verdict
-    unit: int | None = None
+    unit: Ticket | None = None
 
 
 class Gateway:
@@ -62,8 +63,8 @@ class Gateway:
         self._lock = Lock()
         # Mails that are being delivered, by key: a lock, and how many threads want it.
         self._busy: dict[bytes, tuple[Lock, int]] = {}
-        # What the journal could not be told, by key.
-        self._untold: dict[bytes, tuple[Mail, Attempt]] = {}
+        # What the journal could not be told.
+        self._untold: list[tuple[Mail, Attempt]] = []
 
     def deliver(
         self, envelope: Envelope, message: Message, max_wait: float | None = None, keep_refused: bool = True
@@ -73,18 +74,18 @@ class Gateway:
         max_wait: seconds to wait for room within Zulip's limits, if not as configured.
         keep_refused: put a copy of a refused mail into the quarantine.
         """
-        # What an inbox has is known by its UID alone; a queue ID comes again.
-        digest = message.digest() if envelope.source != "inbox" else b""
-        key = key_of(*envelope.known_by, digest) if envelope.known_by else None
-        mail = Mail(key, envelope.source, envelope.recipient, envelope.sender, envelope.queue_id, message.size)
-        with self._alone(key):
-            try:
+        try:
+            key = os.urandom(16)
+            if envelope.known_by:  # in an inbox by the UID alone; a queue ID comes again
+                key = key_of(*envelope.known_by, b"" if envelope.source == "inbox" else message.digest())
+            mail = Mail(key, envelope.source, envelope.recipient, envelope.sender, envelope.queue_id, message.size)
+            with self._alone(key):
                 if verdict := self._known(key):
                     return verdict
                 attempt = self._try(mail, message, self.config.max_wait if max_wait is None else max_wait)
                 return self._note(mail, attempt, message if keep_refused else None)
-            except Trouble as trouble:
-                return trouble.verdict
+        except (Trouble, OSError) as error:
+            return _verdict(error, self.spool)
 
     def succeed(self, former: Gateway) -> None:
         """Take over what the gateway of the former configuration is still about."""
@@ -105,9 +106,9 @@ class Gateway:
 
     def tidy(self) -> None:
         """What has to be done now and then."""
-        for key, (mail, attempt) in list(self._untold.items()):
-            self._write(mail, attempt, None)
-            del self._untold[key]
+        while self._untold:
+            self._write(*self._untold[0], None)
+            del self._untold[0]
         self.pace.tidy()
         self.quarantine.tidy()
         self.journal.tidy()
@@ -115,11 +116,8 @@ class Gateway:
             self._backend.close_idle()
 
     @contextmanager
-    def _alone(self, key: bytes | None) -> Iterator[None]:
+    def _alone(self, key: bytes) -> Iterator[None]:
         """The same mail, brought twice at the same time, is delivered once."""
-        if key is None:
-            yield
-            return
         with self._lock:
             lock, number = self._busy.get(key, (Lock(), 0))
             self._busy[key] = lock, number + 1
@@ -132,8 +130,8 @@ class Gateway:
                 if number > 1:
                     self._busy[key] = lock, number - 1
 
-    def _known(self, key: bytes | None) -> Verdict | None:
-        if key in self._untold:
+    def _known(self, key: bytes) -> Verdict | None:
+        if any(mail.key == key and isinstance(attempt.verdict, Delivered) for mail, attempt in self._untold):
             return Delivered("accepted by Zulip before")
         return self.journal.verdict(key)
 
@@ -155,7 +153,10 @@ class Gateway:
             text = message.without_reserved_fields(self.spool)
         except (Trouble, OSError) as error:
             return Attempt(_verdict(error, self.spool), unit)
-        return Attempt(backend.hand_over(address.text, text, self.spool), unit)
+        try:
+            return Attempt(backend.hand_over(address.text, text, self.spool), unit)
+        except Exception as error:  # our own bug
+            return Attempt(bug(error), unit)
 
     def _note(self, mail: Mail, attempt: Attempt, to_keep: Message | None) -> Verdict:
         """Write down what came of it, all at one stroke; the verdict as it is then."""
@@ -171,22 +172,18 @@ class Gateway:
             if copy is not None:
                 self.quarantine.grew(mail.size)
         except Trouble as trouble:
-            # What Zulip has accepted stays delivered, and is not handed over again.
-            if not isinstance(verdict, Delivered):
-                return trouble.verdict
-            if mail.key is not None:
-                self._untold[mail.key] = (mail, attempt)
-            return Delivered(f"{verdict.note}, but {trouble}")
+            # What Zulip has accepted stays delivered, and is not handed over again; and a unit
+            # is given back as soon as that can be written.
+            if isinstance(verdict, Delivered) or attempt.unit is not None:
+                self._untold.append((mail, attempt))
+            return Delivered(f"{verdict.note}, but {trouble}") if isinstance(verdict, Delivered) else trouble.verdict
         return verdict
 
     def _write(self, mail: Mail, attempt: Attempt, copy: str | None) -> None:
         verdict = attempt.verdict
         # Only what is final must survive a power cut: all else is tried again anyway.
         with self.journal.change(sync=not isinstance(verdict, Deferred)) as database:
-            if isinstance(verdict, Deferred) and mail.key is None:
-                add_to_count(database, "deferred", verdict.cause)
-            else:
-                self.journal.finish(database, mail, verdict, copy)
+            self.journal.finish(database, mail, verdict, copy)
             self.pace.close(database, attempt.unit, verdict)
             if self._backend is not None and self._backend.endpoint != self.journal.note("endpoint"):
                 self.journal.write_note(database, "endpoint", self._backend.endpoint)

@@ -71,10 +71,17 @@ class Unit:
     doubt: bool = False
 
 
-class Mail(NamedTuple):
-    """What is known of a mail besides its text. key: the same for the same mail; None: not known again."""
+class Ticket(NamedTuple):
+    """A unit that was taken: in which journal, and its id there."""
 
-    key: bytes | None
+    journal: int
+    unit: int
+
+
+class Mail(NamedTuple):
+    """What is known of a mail besides its text. key: the same for the same mail."""
+
+    key: bytes
     source: str
     recipient: str
     sender: str
@@ -117,6 +124,14 @@ class Journal:
         self._lock = RLock()
         self._database: sqlite3.Connection | None = None
         self._inode = 0
+        # Of the journals that have stood here, one after the other.
+        self._generation = 0
+        self._began_anew = False
+
+    def began_anew(self) -> bool:
+        """True once after there was none, or it was lost: it knows no copies in quarantine."""
+        began, self._began_anew = self._began_anew, False
+        return began
 
     @contextmanager
     def change(self, sync: bool = False) -> Iterator[sqlite3.Connection]:
@@ -155,10 +170,8 @@ class Journal:
 
     # --- Single mails
 
-    def verdict(self, key: bytes | None) -> Verdict | None:
+    def verdict(self, key: bytes) -> Verdict | None:
         """What has become of a mail, if that is final."""
-        if key is None:
-            return None
         with self._look() as database:
             row = database.execute("SELECT state, status, cause, reason FROM mail WHERE key = ?", (key,)).fetchone()
         if row is None or row[0] not in ("delivered", "refused"):
@@ -250,10 +263,14 @@ class Journal:
             )
             return [Unit(row[0], row[1], row[2], row[3], bool(row[4])) for row in rows]
 
-    @staticmethod
-    def open_unit(database: sqlite3.Connection, now: float) -> int:
-        """Take a unit; its id."""
-        return int(database.execute("INSERT INTO unit (opened) VALUES (?)", (now,)).lastrowid or 0)
+    def open_unit(self, database: sqlite3.Connection, now: float, handed: float | None = None) -> Ticket:
+        """Take a unit. handed: when Zulip was given the mail, if it was already."""
+        number = database.execute("INSERT INTO unit (opened, handed) VALUES (?, ?)", (now, handed)).lastrowid
+        return Ticket(self._generation, int(number or 0))
+
+    def has_issued(self, ticket: Ticket) -> bool:
+        """False where another journal has taken the place of the one that the unit stood in."""
+        return ticket.journal == self._generation
 
     @staticmethod
     def add_consumed(database: sqlite3.Connection, times: Iterable[float]) -> None:
@@ -264,8 +281,8 @@ class Journal:
     def save_units(database: sqlite3.Connection, units: Iterable[Unit]) -> None:
         """Write back what is known of units by now."""
         database.executemany(
-            "UPDATE unit SET handed = ?, consumed = ?, doubt = ? WHERE id = ?",
-            ((unit.handed, unit.consumed, unit.doubt, unit.id) for unit in units),
+            "UPDATE unit SET opened = ?, handed = ?, consumed = ?, doubt = ? WHERE id = ?",
+            ((unit.opened, unit.handed, unit.consumed, unit.doubt, unit.id) for unit in units),
         )
 
     @staticmethod
@@ -376,8 +393,10 @@ class Journal:
             if version == 0 and not self._create:
                 raise self._missing()
             if version == 0:
-                database.executescript(f"BEGIN;{_SCHEMA}PRAGMA user_version = {_VERSION};COMMIT")
-                self._first_notes(database)
+                first = f"INSERT INTO note VALUES ('since', '{time.time()}'), ('consumption unknown', 'true');"
+                database.executescript(f"BEGIN;{_SCHEMA}{first}PRAGMA user_version = {_VERSION};COMMIT")
+                self._generation += 1
+                self._began_anew = True
             elif version > _VERSION:
                 what = f"{self._path} was written by a later version of the gateway"
                 raise Trouble("4.3.5", "journal", f"{what}; run playbooks/site.yml")
@@ -390,18 +409,13 @@ class Journal:
         what = f"there is no journal {self._path} yet; the service makes it"
         return Trouble("4.3.0", "journal", f"{what}; look at: systemctl status zulip-email-gateway")
 
-    def _first_notes(self, database: sqlite3.Connection) -> None:
-        self.write_note(database, "since", time.time())
-        self.write_note(database, "consumption unknown", True)
-
     @contextmanager
     def _trouble(self) -> Iterator[None]:
         try:
             yield
         except sqlite3.Error as error:
             self.close()  # a later one may be opened in a better state
-            if self._create and _is_damage(error):
-                self._move_aside()
+            if self._create and _is_damage(error) and self._move_aside():
                 raise Trouble("4.3.0", "journal", f"{self._path} is damaged and was moved aside: {error}") from error
             what = f"cannot use the journal in {self._path.parent}: {error}"
             raise Trouble("4.3.0", "journal", f"{what}; look at its free space and its owner") from error
@@ -410,10 +424,13 @@ class Journal:
             what = f"cannot use the journal in {self._path.parent}: {error.strerror}"
             raise Trouble("4.3.0", "journal", f"{what}; look at its free space and its owner") from error
 
-    def _move_aside(self) -> None:
+    def _move_aside(self) -> bool:
         stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
-        with suppress(OSError):
+        try:
             os.replace(self._path, f"{self._path}{DAMAGED}{stamp}")
+        except OSError:
+            return False
+        return True
 
 
 def cause_of(verdict: Verdict) -> str:

@@ -14,6 +14,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from . import files
+from .failures import POSITION
 from .gateway import Gateway
 from .journal import Copy, Journal, Mail, add_to_count, key_of
 from .quarantine import FOLDER
@@ -31,7 +33,7 @@ def run(folder: Path, gateway: Gateway) -> None:
         if state or recovery:
             with gateway.journal.change(sync=True) as database:
                 _state(state, gateway.journal, database)
-                _recovery(recovery.get("recovery"), gateway.journal, database)
+                _recovery(recovery.get("recovery"), gateway.journal, database, folder)
         for name in (_STATE, _RECOVERY, *_LOCKS):
             (folder / name).unlink(missing_ok=True)
     except OSError as error:
@@ -48,7 +50,10 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _state(state: dict[str, Any], journal: Journal, database: sqlite3.Connection) -> None:
     try:
-        slots = [(slot["opened"], slot["handed"], slot["consumed"], slot["doubt"]) for slot in state["slots"]]
+        slots = [
+            (float(slot["opened"]), _moment(slot["handed"]), _moment(slot["consumed"]), bool(slot["doubt"]))
+            for slot in state["slots"]
+        ]
         counts = [
             (outcome, cause, int(number))
             for outcome, causes in state["counts"].items()
@@ -72,16 +77,20 @@ def _state(state: dict[str, Any], journal: Journal, database: sqlite3.Connection
         journal.write_note(database, "endpoint", state["endpoint"])
 
 
-def _recovery(recovery: Any, journal: Journal, database: sqlite3.Connection) -> None:
+def _moment(value: Any) -> float | None:
+    return None if value is None else float(value)
+
+
+def _recovery(recovery: Any, journal: Journal, database: sqlite3.Connection, folder: Path) -> None:
     with suppress(KeyError, TypeError, ValueError, AttributeError):
-        position = {"inode": int(recovery["inode"]), "offset": int(recovery["offset"])}
+        position = {"inode": int(recovery["inode"]), "offset": int(recovery["offset"]), "generation": 0}
         for mark in recovery["again"]:
             mail = Mail(key_of("zulip", "recovery.json", str(mark)), "zulip", "", "", str(mark), 0)
             journal.begin(database, mail)
             database.execute("UPDATE mail SET state = 'delivered' WHERE key = ?", (mail.key,))
         for outcome, number in recovery["counts"].items():
             add_to_count(database, "failed inside zulip", outcome, int(number))
-        journal.write_note(database, "failures", position)
+        files.write(folder / POSITION, [json.dumps(position).encode()])
 
 
 def _quarantine(folder: Path, gateway: Gateway) -> None:

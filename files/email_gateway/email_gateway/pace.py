@@ -34,11 +34,12 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from . import worker_log, worker_statistics
 from .config import Config, Window
-from .journal import Journal, Unit
+from .journal import Journal, Ticket, Unit
 from .verdict import NO_ANSWER, RATE_LIMITED, STOPPING, Deferred, Delivered, Trouble, Verdict
 
 # A mail handed over this long (seconds) before a stamp had reached the worker.
@@ -132,8 +133,8 @@ class Pace:
         self._sleep = sleep
         self._longest = max(seconds for _, seconds in config.windows) + config.slack
 
-    def acquire(self, max_wait: float, is_stopping: Callable[[], bool] = lambda: False) -> int:
-        """Wait for room, take a unit and return its id.
+    def acquire(self, max_wait: float, is_stopping: Callable[[], bool] = lambda: False) -> Ticket:
+        """Wait for room, and take a unit.
 
         max_wait: seconds. Raises Trouble when the wait would exceed them, when the journal
         cannot be written, or when `is_stopping` says that the service is to end.
@@ -155,19 +156,21 @@ class Pace:
                 raise self._too_long(wait, on_hold, hold, units)
             self._sleep(min(max(wait, on_hold), 1.0))
 
-    def close(self, database: sqlite3.Connection, number: int | None, verdict: Verdict) -> None:
+    def close(self, database: sqlite3.Connection, ticket: Ticket | None, verdict: Verdict) -> None:
         """Note what became of the hand-over that held this unit (None: a reply, without one)."""
         now = self._clock()
         in_doubt = isinstance(verdict, Deferred) and verdict.in_doubt
         counted = in_doubt or isinstance(verdict, Delivered) or (isinstance(verdict, Deferred) and verdict.counted)
-        if number is not None and counted:
-            self._journal.save_units(database, [Unit(number, now, now, None, in_doubt)])
-        elif number is not None:
-            self._journal.remove_unit(database, number)
+        if ticket is not None and counted:
+            if not self._journal.has_issued(ticket):  # it was lost meanwhile, and the unit with it
+                ticket = self._journal.open_unit(database, now)
+            self._journal.save_units(database, [Unit(ticket.unit, now, now, None, in_doubt)])
+        elif ticket is not None and self._journal.has_issued(ticket):
+            self._journal.remove_unit(database, ticket.unit)
         hold: Hold | None = self._journal.note("hold")
         if isinstance(verdict, Deferred):
             cause = NO_ANSWER if in_doubt else verdict.cause
-            if number is not None and cause in (NO_ANSWER, RATE_LIMITED):
+            if ticket is not None and cause in (NO_ANSWER, RATE_LIMITED):
                 seconds = min(2 * hold["seconds"], LONGEST_HOLD) if hold else FIRST_HOLD
                 self._journal.write_note(database, "hold", {"cause": cause, "seconds": seconds, "until": now + seconds})
             if in_doubt:
@@ -179,7 +182,7 @@ class Pace:
                 unit.handed, unit.doubt = now, False
             self._journal.save_units(database, doubtful)
             self._journal.write_note(database, "hold", None)
-        elif hold is not None and number is not None and isinstance(verdict, Delivered):
+        elif hold is not None and ticket is not None and isinstance(verdict, Delivered):
             self._journal.write_note(database, "hold", None)
 
     def _doubtful(self) -> list[Unit]:
@@ -221,9 +224,9 @@ class Pace:
             self._learn(database, now)
         statistics = self._statistics(now)
         units = self._journal.units(now - self._longest)
-        before = [(unit.handed, unit.consumed) for unit in units]
+        before = [replace(unit) for unit in units]
         settle(units, statistics, now)
-        changed = [unit for unit, then in zip(units, before, strict=True) if (unit.handed, unit.consumed) != then]
+        changed = [unit for unit, then in zip(units, before, strict=True) if unit != then]
         self._journal.save_units(database, changed)
         return units, statistics
 
@@ -235,6 +238,12 @@ class Pace:
         if times is None:
             times = [now] * max(limit for limit, _ in self._config.windows)
         self._journal.add_consumed(database, times)
+        # And what may still wait in RabbitMQ: one mail may go, whose stamp proves the rest.
+        statistics = self._statistics(now)
+        if statistics is not None:
+            smallest = min(limit for limit, _ in windows_of(self._config, statistics))
+            for _ in range(smallest - 1):
+                self._journal.open_unit(database, now, statistics.emptied if statistics.started else now)
         self._journal.write_note(database, "consumption unknown", None)
 
     def _statistics(self, now: float) -> worker_statistics.Statistics | None:

@@ -72,10 +72,13 @@ class Quarantine:
 
     def message(self, name: str, spool: Path) -> Message:
         """The message as it came, in a file in `spool`."""
-        draft = stored(spool)
-        for piece in self.pieces(name):
-            draft.write(piece)
-        draft.flush()
+        try:
+            draft = stored(spool)
+            for piece in self.pieces(name):
+                draft.write(piece)
+            draft.flush()
+        except OSError as error:
+            raise Trouble("4.3.0", "spool", f"cannot store a message in {spool}: {error.strerror}") from error
         return Message(draft)
 
     def remove(self, name: str) -> None:

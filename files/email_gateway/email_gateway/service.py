@@ -31,6 +31,8 @@ from .verdict import STOPPING, Deferred, Delivered, Refused, Trouble, Verdict, a
 
 # Look this often (seconds) for what failed inside Zulip, and for what there is to tidy.
 _TICK, _TIDY = 5.0, 60.0
+# What Zulip does not take again now is tried again after this time, then twice as long (seconds).
+_FIRST_PAUSE, _LONGEST_PAUSE = 60.0, 900.0
 # A request is a line of this many bytes at most, and has to come within so many seconds.
 _MAX_REQUEST, _REQUEST_TIMEOUT = 2**24, 30.0
 # sd_listen_fds(3): the first descriptor that systemd passes.
@@ -54,6 +56,7 @@ class Service:
         self._read: tuple[object, ...] = ()
         self._stopping = threading.Event()
         self._threads: set[threading.Thread] = set()
+        self._pause = 0.0
 
     def gateway(self) -> Gateway:
         """The gateway as configured now; raises Trouble."""
@@ -171,23 +174,40 @@ class Service:
         return answer(Deferred("4.3.5", "request", f"the service does not know the request {verb!r}"))
 
     def _in_the_background(self) -> None:
-        tidied, said = 0.0, ""
+        """What failed inside Zulip, and what there is to tidy: neither holds up the other."""
+        jobs: list[tuple[Callable[[], float], float]] = [(self._take_up_failures, 0.0), (self._tidy, 0.0)]
+        said: set[str] = set()
         while True:
-            try:
-                gateway = self.gateway()
-                for line in Failures(gateway).run():
-                    say(line)
-                said = ""
-                if time.monotonic() - tidied > _TIDY:
-                    gateway.tidy()
-                    tidied = time.monotonic()
-            except Exception as error:
-                trouble = str(error) if isinstance(error, Trouble) else bug(error).reason
-                if trouble != said:  # once is enough
-                    say(trouble)
-                said = trouble
+            now = time.monotonic()
+            for number, (work, due) in enumerate(jobs):
+                if now < due:
+                    continue
+                try:
+                    pause = work()
+                    said.clear()
+                except Exception as error:
+                    pause, trouble = _TICK, str(error) if isinstance(error, Trouble) else bug(error).reason
+                    if trouble not in said:  # once is enough
+                        say(trouble)
+                    said.add(trouble)
+                jobs[number] = (work, now + pause)
             if self._stopping.wait(_TICK):
                 return
+
+    def _take_up_failures(self) -> float:
+        """Seconds until the next look: longer each time while Zulip does not take them."""
+        told, waits = Failures(self.gateway()).run()
+        for line in told:
+            say(line)
+        self._pause = min(max(2 * self._pause, _FIRST_PAUSE), _LONGEST_PAUSE) if waits else 0.0
+        return self._pause
+
+    def _tidy(self) -> float:
+        gateway = self.gateway()
+        if gateway.journal.began_anew():
+            gateway.quarantine.reindex()
+        gateway.tidy()
+        return _TIDY
 
 
 def _deliver(gateway: Gateway, fields: Fields, descriptor: int) -> Verdict:

@@ -79,7 +79,7 @@ def on_address(status: str, text: str) -> Verdict:
             "Zulip's EMAIL_GATEWAY_PATTERN is not the gateway's, or Zulip was not restarted since; run "
             "playbooks/site.yml, or set it in Zulip's settings.py where Zulip is on another host"
         )
-        return Deferred("4.3.5", "other pattern", reason)
+        return Deferred("4.3.5", "Zulip's pattern", reason)
     return Refused(status, "unknown address", f"{redact(text)}; please copy the address from Zulip again")
 
 

@@ -17,7 +17,7 @@ import re
 import time
 from pathlib import Path
 
-# Of these the first that is there: its own (supervisor's copy of its output), the one of a
+# Of these the one written last: its own (supervisor's copy of its output), the one of a
 # process that serves all queues, the one of all workers.
 NAMES = ("events_email_mirror.log", "events.log", "workers.log")
 # Where the last hour does not lie within so many bytes of the end, it is not known.
@@ -38,20 +38,19 @@ def consumed_since(folder: Path, moment: float) -> list[float] | None:
 
     None if that cannot be known: no log, or one that cannot be read or tells too little.
     """
-    for name in NAMES:
-        path = folder / name
-        try:
-            consumed, known_since = _read(path)
-            rotated = path.with_name(f"{name}.1")
-            if known_since > moment and rotated.exists():
-                older, known_since = _read(rotated)
-                consumed = older + consumed
-        except FileNotFoundError:
-            continue
-        except OSError:
+    try:
+        logs = sorted((path.stat().st_mtime, path) for name in NAMES if (path := folder / name).exists())
+        if not logs:
             return None
-        return [at for at in consumed if at >= moment] if known_since <= moment else None
-    return None
+        path = logs[-1][1]
+        consumed, known_since = _read(path)
+        rotated = path.with_name(f"{path.name}.1")
+        if known_since > moment and rotated.exists():
+            older, known_since = _read(rotated)
+            consumed = older + consumed
+    except OSError:
+        return None
+    return [at for at in consumed if at >= moment] if known_since <= moment else None
 
 
 def _read(path: Path) -> tuple[list[float], float]:
@@ -61,11 +60,15 @@ def _read(path: Path) -> tuple[list[float], float]:
         file.seek(max(0, size - _MOST))
         consumed, first = [], None
         for line in file:
-            if first is None and (match := _TIME.match(line)):
-                first = _seconds(match)
-            if _CONSUMED.search(line) and (match := _TIME.match(line)):
-                consumed.append(_seconds(match))
-    if size <= _MOST and not path.with_name(f"{path.name}.1").exists():
+            if (first is None or _CONSUMED.search(line)) and (match := _TIME.match(line)):
+                try:
+                    at = _seconds(match)
+                except ValueError:
+                    continue  # no date
+                first = at if first is None else first
+                if _CONSUMED.search(line):
+                    consumed.append(at)
+    if size <= _MOST and path.name in NAMES and not list(path.parent.glob(f"{path.name}.*")):
         return consumed, 0.0  # all there ever was
     return consumed, math.inf if first is None else first
 
