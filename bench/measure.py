@@ -34,6 +34,12 @@ def cpu_of(process: int) -> float:
     return time.clock_gettime((~process << 3) | 2)
 
 
+def peak_of(process: int) -> int:
+    """The most memory that a process has taken up so far (bytes; proc(5), VmHWM)."""
+    with open(f"/proc/{process}/status") as file:
+        return next((int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM")), 0)
+
+
 class Cost:
     """CPU (s) and memory (bytes): of the service and of the clients that were run."""
 
@@ -51,20 +57,23 @@ class Cost:
         client = subprocess.Popen(command, stdin=reading, stdout=subprocess.DEVNULL)
         os.close(reading)
         os.close(writing)
+        # Not ru_maxrss, which begins with what this program takes up itself.
+        peak = 0
+        while os.waitid(os.P_PID, client.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+            peak = max(peak, peak_of(client.pid))
+            time.sleep(0.002)
         _, _, usage = os.wait4(client.pid, 0)
         client.returncode = 0
         feeder.wait()
         self.clients_cpu += usage.ru_utime + usage.ru_stime
-        self.clients_peak += usage.ru_maxrss * 1024
+        self.clients_peak += peak
 
     def cpu(self) -> float:
         return self.clients_cpu + cpu_of(self.process) - self.before
 
     def peak(self) -> int:
         """Bytes: the peaks of all processes added up, as if they came at the same moment."""
-        with open(f"/proc/{self.process}/status") as file:
-            kib = next(int(line.split()[1]) for line in file if line.startswith("VmHWM"))
-        return self.clients_peak + kib * 1024
+        return self.clients_peak + peak_of(self.process)
 
 
 def deliver(number: object) -> tuple[str, ...]:

@@ -33,6 +33,8 @@ MAX_FORM = 25 * 2**20
 # An answer is a line of JSON; a page is cut off here (bytes).
 _MAX_ANSWER = 64 * 2**10
 _CONNECT_TIMEOUT = 10.0
+# A connection that outlives the deadline by this (seconds) is cut.
+_GRACE = 0.5
 # After a restart of PostgreSQL each of Zulip's processes answers one request with 500
 # (measured, four processes): ask so often, with a pause (seconds) in between.
 _TRIES, _PAUSE = 5, 1.0
@@ -120,7 +122,7 @@ class HttpBackend:
             sent = True  # what was not complete Zulip does not take for a request
             connection.sock.settimeout(deadline.left(self._timeout))
             # The steps are bounded one by one; this bounds a header that trickles.
-            end = threading.Timer(deadline.left(), _cut, [connection.sock])
+            end = threading.Timer(deadline.left() + _GRACE, _cut, [connection.sock])
             end.start()
             try:
                 response = connection.getresponse()

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 # Base64 of a piece has no padding: a multiple of three (bytes).
-PIECE = 3 * 2**16
+PIECE = 3 * 2**14
 
 _RESERVED = rb"X-(?:RcptTo|MailFrom|Peer)[ \t]*:"
 _LINE_END = rb"(?:\r\n|\r(?!\n)|\n)"
