@@ -246,19 +246,28 @@ def test_a_clock_that_was_a_year_ahead(tmp_path):
     assert clock[0] - NOW < 65
 
 
-def test_a_new_journal_fears_what_may_wait_in_rabbitmq(tmp_path):
-    """The worker is stopped, and was given 49 mails of which nobody knows: one more may go."""
+@pytest.mark.parametrize("waited", [0, 30])
+def test_a_lost_journal_fears_what_may_wait_in_rabbitmq(tmp_path, waited):
+    """The worker is stopped, and was given mails of which nobody knows: one more may go."""
     config = make_config(tmp_path, windows=(Window(50, 60),))
+    (tmp_path / "failures-position.json").touch()
     idle(config.queue_stats, NOW - 100)
     clock = [NOW]
     gate = by_clock(config, clock)
     close(gate, gate.acquire(5))
     with pytest.raises(Trouble, match="worker has not consumed them"):
         gate.acquire(5)
-    idle(config.queue_stats, clock[0] + 2)  # its stamp proves them all
+    # It starts, and consumes what it had been given and the one mail. Its stamp proves them all.
+    (config.logs / "workers.log").write_text(line(clock[0] + 1, POSTED) * (waited + 1))
+    idle(config.queue_stats, clock[0] + 2)
     clock[0] += 3
-    for _ in range(49):
-        close(gate, gate.acquire(65))
+    for _ in range(49 - waited):
+        idle(config.queue_stats, clock[0])
+        close(gate, gate.acquire(1))
+        clock[0] += 1.6  # its stamps prove each mail, too
+    if waited:
+        with pytest.raises(Trouble, match="rate limit is used up"):
+            gate.acquire(1)
 
 
 def test_a_long_wait_is_deferred_with_the_time(tmp_path):

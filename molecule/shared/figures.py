@@ -15,7 +15,8 @@ from conftest import ZulipHost, tell, wait
 SCALED = "12/2 40/8 400/600"
 # Limits that do not matter.
 WIDE = "90/3 900/60 9000/600"
-JOURNAL = "/var/lib/zulip-email-gateway/journal.sqlite"
+STATE = "/var/lib/zulip-email-gateway"
+JOURNAL = f"{STATE}/journal.sqlite"
 # What failed inside Zulip.
 ERRORS = "/var/log/zulip/queue_error/email_mirror.errors"
 SERVICE, CLIENT = "zulip-email-gateway serve", "zulip-email-gateway deliver"
@@ -42,7 +43,8 @@ def limits(mx: ZulipHost, windows: str, zulip: str = "") -> None:
         sed -i 's#^windows = .*#windows = {windows}#' /etc/zulip-email-gateway/gateway.conf
         rm -f /run/zulip-standin/*
         systemctl stop zulip-worker
-        rm -f {JOURNAL}* {ERRORS} /var/log/zulip/workers.log* /var/log/zulip/events_email_mirror.log*
+        rm -f {JOURNAL}* {STATE}/failures-position.json {ERRORS}
+        rm -f /var/log/zulip/workers.log* /var/log/zulip/events_email_mirror.log*
         python3 -c "import sqlite3; d = sqlite3.connect('/var/lib/zulip-standin/zulip.sqlite');
 [d.execute('DELETE FROM ' + t) for t in ('limiter', 'queue', 'message', 'dropped')]; d.commit()"
         {set_in_zulip("RATE_LIMITING_MIRROR_REALM_RULES", rules)}
@@ -134,7 +136,6 @@ def all_posted_after(mx: ZulipHost, subject: str, name: str, fault: Fault, words
     report(mx, name, subject, 20)
 
 
-STATE = "/var/lib/zulip-email-gateway"
 # What goes wrong with the gateway's own files, and what is said of a mail meanwhile.
 STATE_FAULTS = {
     "state folder not writable": (

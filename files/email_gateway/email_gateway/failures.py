@@ -24,11 +24,10 @@ from typing import Any, BinaryIO, NamedTuple
 from . import files
 from .addresses import redact
 from .gateway import OTHER_PATTERN, Envelope, Gateway
-from .journal import Mail, add_to_count, key_of
+from .journal import POSITION, Mail, add_to_count, key_of
 from .message import Message, stored
 from .verdict import Deferred, Refused, Trouble
 
-POSITION = "failures-position.json"
 # The message in a line, long as it may be, is taken out before the line is parsed.
 _MESSAGE = re.compile(rb'"msg_base64": *"([^"\\\n]*)("|\n|\Z)')
 # Where a line begins that was written behind a torn one: date (ctime(3)), TAB, list.

@@ -26,6 +26,9 @@ from .verdict import Deferred, Delivered, Refused, Trouble, Verdict
 
 NAME = "journal.sqlite"
 DAMAGED = ".damaged-"
+# How far Zulip's file of failed mail was read (failures.py). It stands beside the journal,
+# and where it does, a journal that is new has taken the place of one that was lost.
+POSITION = "failures-position.json"
 _VERSION = 1
 # Single mails are forgotten this long (seconds) after they were last heard of. Postfix's
 # queue has no mail any longer by then (maximal_queue_lifetime).
@@ -393,7 +396,9 @@ class Journal:
             if version == 0 and not self._create:
                 raise self._missing()
             if version == 0:
-                first = f"INSERT INTO note VALUES ('since', '{time.time()}'), ('consumption unknown', 'true');"
+                lost = json.dumps(self._path.with_name(POSITION).exists())
+                notes = {"since": str(time.time()), "consumption unknown": "true", "lost": lost}
+                first = "INSERT INTO note VALUES " + ", ".join(f"('{name}', '{notes[name]}')" for name in notes) + ";"
                 database.executescript(f"BEGIN;{_SCHEMA}{first}PRAGMA user_version = {_VERSION};COMMIT")
                 self._generation += 1
                 self._began_anew = True

@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from . import files
-from .failures import POSITION
 from .gateway import Gateway
-from .journal import Copy, Journal, Mail, add_to_count, key_of
+from .journal import POSITION, Copy, Journal, Mail, add_to_count, key_of
 from .quarantine import FOLDER
 from .verdict import Trouble
 

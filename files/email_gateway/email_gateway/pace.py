@@ -26,7 +26,9 @@ time: else a silent Zulip would use up the windows. Once Zulip answers again, al
 count as handed over only then.
 
 A journal that is new or was damaged knows nothing of the last hour, which is then read
-from the worker's log (worker_log.py). Until that works the windows count as full.
+from the worker's log (worker_log.py). Until that works the windows count as full. What a
+lost journal may have handed over, and still waits in RabbitMQ, is feared until one mail's
+stamp proves that nothing does.
 """
 
 from __future__ import annotations
@@ -223,12 +225,13 @@ class Pace:
         if self._journal.note("consumption unknown"):
             self._learn(database, now)
         statistics = self._statistics(now)
+        self._no_longer_feared(database, statistics, now)
         units = self._journal.units(now - self._longest)
         before = [replace(unit) for unit in units]
         settle(units, statistics, now)
         changed = [unit for unit, then in zip(units, before, strict=True) if unit != then]
         self._journal.save_units(database, changed)
-        return units, statistics
+        return units + self._feared(statistics), statistics
 
     def _learn(self, database: sqlite3.Connection, now: float) -> None:
         """What Zulip has counted before this journal was made: from its log, else all there is."""
@@ -238,13 +241,34 @@ class Pace:
         if times is None:
             times = [now] * max(limit for limit, _ in self._config.windows)
         self._journal.add_consumed(database, times)
-        # And what may still wait in RabbitMQ: one mail may go, whose stamp proves the rest.
-        statistics = self._statistics(now)
-        if statistics is not None:
-            smallest = min(limit for limit, _ in windows_of(self._config, statistics))
-            for _ in range(smallest - 1):
-                self._journal.open_unit(database, now, statistics.emptied if statistics.started else now)
         self._journal.write_note(database, "consumption unknown", None)
+        statistics = self._statistics(now)
+        if self._journal.note("lost") and statistics is not None:
+            self._journal.write_note(database, "feared", statistics.emptied if statistics.started else now)
+
+    def _feared(self, statistics: worker_statistics.Statistics | None) -> list[Unit]:
+        """What a lost journal may have handed over, and still waits in RabbitMQ: as much as leaves
+        room for one mail, whose stamp proves that nothing does."""
+        since = self._journal.note("feared")
+        if since is None:
+            return []
+        smallest = min(limit for limit, _ in windows_of(self._config, statistics))
+        return [Unit(0, since, since) for _ in range(smallest - 1)]
+
+    def _no_longer_feared(
+        self, database: sqlite3.Connection, statistics: worker_statistics.Statistics | None, now: float
+    ) -> None:
+        """Once the worker is known to have had it all, its log tells how much that was."""
+        feared = self._feared(statistics)
+        settle(feared, statistics, now)
+        if not feared or feared[0].consumed is None:
+            return
+        since = feared[0].opened
+        times = worker_log.consumed_since(self._config.logs, since)
+        ours = sum(unit.opened >= since for unit in self._journal.units(0))
+        others = [unit.consumed for unit in feared] if times is None else times[: max(0, len(times) - ours)]
+        self._journal.add_consumed(database, [at for at in others if at is not None])
+        self._journal.write_note(database, "feared", None)
 
     def _statistics(self, now: float) -> worker_statistics.Statistics | None:
         return worker_statistics.read(self._config.queue_stats, now) if self._config.worker_counts else None

@@ -2,7 +2,7 @@
 
 Zulip 11's SMTP server (aiosmtpd) refuses a message with a line of more than 998 octets.
 Programs write such lines, and so do mail clients that leave paragraphs in one line. Cut
-anywhere, as Postfix' own client cuts it, such a line would lose a link or a character of
+anywhere, as Postfix's own client does, such a line would lose a link or a character of
 UTF-8. So the part of the message that it is in is encoded anew, which no reader sees. Only
 headers, and what is no proper MIME, are cut.
 
