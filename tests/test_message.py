@@ -20,7 +20,7 @@ ZULIPS = ("X-RcptTo", "X-MailFrom", "X-Peer")
 def without_zulips_headers(message: bytes, piece: int = module.PIECE) -> bytes:
     """By way of files, read in pieces of so many bytes."""
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
-        patch.setattr(module.Message.pieces, "__defaults__", (piece,))
+        patch.setattr(module, "PIECE", piece)
         return text(mail(message).without_reserved_fields(Path(folder)))
 
 
@@ -87,10 +87,9 @@ def test_whatever_comes_python_finds_none(parts, piece):
 
 
 def test_a_mail_without_them_is_not_even_copied(tmp_path):
-    one = mail(b"Subject: X-Peer\n\nX-Peer: 1\n")
-    assert one.without_reserved_fields(tmp_path) is one or text(one.without_reserved_fields(tmp_path)) == text(one)
-    plain = mail(b"Subject: s\n\nX-Peer: 1\n")
-    assert plain.without_reserved_fields(tmp_path) is plain
+    for content in (b"Subject: X-Peer\n\nX-Peer: 1\n", b"Subject: s\n\nX-Peer: 1\n", b"\nX-Peer: 1\n"):
+        one = mail(content)
+        assert one.without_reserved_fields(tmp_path) is one
 
 
 BOMBS = {

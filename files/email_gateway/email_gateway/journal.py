@@ -3,8 +3,8 @@
 Everything else is derived from it: what an inbox still has though Zulip has it, the use
 of Zulip's rate limits, the counters, the index of the quarantine. Only the service
 writes. A commit survives the end of the program; one that must survive a power cut as
-well is synced. A damaged file is moved aside, and a new one knows nothing: see
-`consumption_unknown`.
+well is synced. A damaged file is moved aside, and a new one knows nothing (its notes
+"consumption unknown" and "lost", see pace.py).
 """
 
 from __future__ import annotations
@@ -266,9 +266,9 @@ class Journal:
             )
             return [Unit(row[0], row[1], row[2], row[3], bool(row[4])) for row in rows]
 
-    def open_unit(self, database: sqlite3.Connection, now: float, handed: float | None = None) -> Ticket:
-        """Take a unit. handed: when Zulip was given the mail, if it was already."""
-        number = database.execute("INSERT INTO unit (opened, handed) VALUES (?, ?)", (now, handed)).lastrowid
+    def open_unit(self, database: sqlite3.Connection, now: float) -> Ticket:
+        """Take a unit."""
+        number = database.execute("INSERT INTO unit (opened) VALUES (?)", (now,)).lastrowid
         return Ticket(self._generation, int(number or 0))
 
     def has_issued(self, ticket: Ticket) -> bool:

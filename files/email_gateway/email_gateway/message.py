@@ -46,12 +46,11 @@ class Message:
         self._file = file
         self.size = os.fstat(file.fileno()).st_size
 
-    def pieces(self, size: int = PIECE) -> Iterator[bytes]:
-        """The mail in pieces of `size` bytes, but for the last."""
-        position = 0
+    def pieces(self, begin: int = 0) -> Iterator[bytes]:
+        """The file from the byte `begin` on, in pieces of PIECE bytes, but for the last."""
         # By position: who else reads this mail at the same time does not disturb.
-        while piece := os.pread(self._file.fileno(), size, position):
-            position += len(piece)
+        while piece := os.pread(self._file.fileno(), PIECE, begin):
+            begin += len(piece)
             yield piece
 
     def file(self) -> BinaryIO:
@@ -75,12 +74,7 @@ class Message:
         if end is None:
             return self
         draft = stored(folder)
-        position = 0
-        for piece in _cleaned(self._header(end)):
-            draft.write(piece)
-        position = end
-        while piece := os.pread(self._file.fileno(), PIECE, position):
-            position += len(piece)
+        for piece in itertools.chain(_cleaned(self._header(end)), self.pieces(end)):
             draft.write(piece)
         draft.flush()
         return Message(draft)

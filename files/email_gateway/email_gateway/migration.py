@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 from . import files
 from .gateway import Gateway
 from .journal import POSITION, Copy, Journal, Mail, add_to_count, key_of
+from .message import Message
 from .quarantine import FOLDER
 from .verdict import Trouble
 
@@ -102,12 +102,7 @@ def _quarantine(folder: Path, gateway: Gateway) -> None:
                 status = message.stat()
                 why = "its description was damaged"
                 copy = Copy(path.stem, "", "", "", why, status.st_mtime, status.st_size, lost=False)
-            gateway.quarantine.write(copy, _pieces(message))
+            with open(message, "rb") as file:
+                gateway.quarantine.write(copy, Message(file).pieces())
         message.unlink(missing_ok=True)
         path.unlink()
-
-
-def _pieces(path: Path) -> Iterator[bytes]:
-    with open(path, "rb") as file:
-        while piece := file.read(2**18):
-            yield piece

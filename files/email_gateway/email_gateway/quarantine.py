@@ -13,7 +13,6 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO
 
 from . import files
 from .journal import Copy, Journal, Mail
@@ -65,8 +64,7 @@ class Quarantine:
         """The message as it came."""
         try:
             with open(self.path(name), "rb") as file:
-                file.readline(_MAX_ENVELOPE)
-                yield from _pieces_of(file)
+                yield from Message(file).pieces(len(file.readline(_MAX_ENVELOPE)))
         except OSError as error:
             raise Trouble("4.3.0", "quarantine", f"cannot read {self.path(name)}: {error.strerror}") from error
 
@@ -139,8 +137,3 @@ def _envelope(path: Path) -> Copy | None:
 def _all(first: bytes, pieces: Iterable[bytes]) -> Iterator[bytes]:
     yield first
     yield from pieces
-
-
-def _pieces_of(file: BinaryIO) -> Iterator[bytes]:
-    while piece := file.read(2**18):
-        yield piece
