@@ -19,7 +19,7 @@ from typing import BinaryIO
 
 import pytest
 from aiosmtpd.controller import Controller
-from email_gateway import wire_format
+from email_gateway import mime_structure, wire_format
 from email_gateway.wire_format import write_wire_format
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
@@ -327,11 +327,14 @@ def test_a_multipart_without_end_has_parts():
     assert part["Content-Transfer-Encoding"] == "base64"
 
 
-@pytest.mark.parametrize("limit", ["_MAX_DEPTH", "_MAX_PARTS", "_MAX_HEADER"])
-def test_beyond_the_limits_it_is_cut(monkeypatch, limit):
+@pytest.mark.parametrize(
+    ("module", "limit"),
+    [(mime_structure, "MAX_DEPTH"), (wire_format, "MAX_PARTS"), (mime_structure, "_MAX_HEADER")],
+)
+def test_beyond_the_limits_it_is_cut(monkeypatch, module, limit):
     deep = multipart(multipart(b"A: b\r\n" * 9 + b"\r\n" + OVERLONG, boundary=b"c"), boundary=b"b")
     assert b"base64" in convert(deep)
-    monkeypatch.setattr(wire_format, limit, 1)
+    monkeypatch.setattr(module, limit, 1)
     monkeypatch.setattr(wire_format, "PIECE", 1)
     assert convert(deep) == deep.replace(OVERLONG, OVERLONG[:998] + b"\r\n x")
 

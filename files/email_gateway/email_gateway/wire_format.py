@@ -10,7 +10,7 @@ Two rules keep this safe. What counts as a part here must be one for Python's em
 package, with which Zulip reads, too: in doubt the lines are cut. And what is cut goes on
 behind white space, so that no cut makes a header field: Zulip would obey an X-RcptTo.
 
-Inside, every line ends with "\\n"; a place is the number of octets before it in such text.
+Places are as in mime_structure.
 """
 
 from __future__ import annotations
@@ -20,34 +20,23 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from itertools import chain, groupby
+from itertools import groupby
 from operator import itemgetter
 from typing import BinaryIO, NamedTuple
 
+from .mime_structure import MAX_LINE, MAX_PARTS, Structure, normalized, skip_short_lines
+
 # How much is read at a time (octets). The memory needed is a few times that.
 PIECE = 128 * 1024
-# The longest line (octets without its end).
-_MAX_LINE = 998
-# No honest message has a longer header (octets), parts nested deeper, or more parts: what
-# exceeds these counts as broken.
-_MAX_HEADER = 256 * 1024
-_MAX_DEPTH = 100
-_MAX_PARTS = 10_000
 # No longer run of white space stays in a line that is folded (octets): it means no more
 # than one space (RFC 5322, 3.2.2).
 _MAX_SPACE = 80
-# Faster than bytes.replace, where there are many.
-_CR_TO_LF = bytes.maketrans(b"\r", b"\n")
 _TEXT, _MESSAGE = b"text/plain", b"message/rfc822"
 
-# The end of the last line of a header. What begins with "--" may be a boundary, even with
-# a colon in it.
-_HEADER_END = re.compile(rb"\n(?!(?!--)[!-9;-~]+:|[ \t])")
 # A field up to the next. Lazy: a repeated group would take memory for each line.
 _TYPE = re.compile(rb"(?is)\nContent-Type:(.*?)(?=\n[^ \t])")
-_ENCODING = re.compile(rb"(?is)\nContent-Transfer-Encoding:(.*?)(?=\n[^ \t])")
 _BOUNDARY = re.compile(rb'(?i);\s*boundary\s*=\s*(?:"([ !#-\[\]-~]{1,200})"|([!#-:=-~]{1,200}))\s*(?:;|\Z)')
-_DASHES = re.compile(rb"\n--([^\n]*)")
+_ENCODING = re.compile(rb"(?is)\nContent-Transfer-Encoding:(.*?)(?=\n[^ \t])")
 # Where a line cannot be folded: the name of a field, and white space before any text.
 _LEAD = re.compile(rb"(?:[!-9;-~]+:)?[ \t]*")
 _LONG_SPACE = re.compile(rb"[ \t]{%d,}" % (_MAX_SPACE + 1))
@@ -83,14 +72,9 @@ def write_wire_format(message: BinaryIO, target: BinaryIO) -> None:
 
 
 def _pieces(message: BinaryIO) -> Iterator[bytes]:
-    """All of the file, with "\\n" for CRLF, CR and LF alike; no piece is empty."""
+    """All of the file, as text of the kind that Structure reads."""
     message.seek(0)
-    after_cr = False
-    while piece := message.read(PIECE):
-        text = piece[1:] if after_cr and piece.startswith(b"\n") else piece
-        after_cr = piece.endswith(b"\r")
-        if text:
-            yield text.replace(b"\r\n", b"\n").translate(_CR_TO_LF)
+    return normalized(iter(partial(message.read, PIECE), b""))
 
 
 def _lines(pieces: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
@@ -101,10 +85,10 @@ def _lines(pieces: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
         text, start = rest + piece, 0
         while True:
             if not inside:
-                end = _skip_short_lines(text, start, len(text))
+                end = skip_short_lines(text, start, len(text))
                 yield 0, text[start:end]
                 start = end
-                if len(text) - start <= _MAX_LINE:
+                if len(text) - start <= MAX_LINE:
                     break
                 inside, number = True, number + 1
             end = text.find(b"\n", start)
@@ -116,13 +100,6 @@ def _lines(pieces: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
             start, inside = end, False
         rest = text[start:]
     yield 0, rest
-
-
-def _skip_short_lines(text: bytes, start: int, stop: int) -> int:
-    """Where the first overlong line begins, or else the last line before `stop`."""
-    while (end := text.rfind(b"\n", start, min(start + _MAX_LINE + 1, stop))) >= 0:
-        start = end + 1
-    return start
 
 
 def _shortened(message: BinaryIO) -> Iterator[bytes]:
@@ -166,7 +143,7 @@ def _shorten(treatment: _Treatment, pieces: Iterable[bytes]) -> Iterator[bytes]:
 def _fold(pieces: Iterable[bytes]) -> Iterator[bytes]:
     """An overlong line, folded before white space (RFC 5322, 2.2.3), and where there is none
     as Postfix does it: cut, and continued behind a space (postconf(5), smtp_line_length_limit)."""
-    room, line = _MAX_LINE, b""
+    room, line = MAX_LINE, b""
     for piece in _squeeze(pieces):
         line, start = line + piece, 0
         while len(line) - start > room:
@@ -176,11 +153,11 @@ def _fold(pieces: Iterable[bytes]) -> Iterator[bytes]:
             place = max(line.rfind(space, lead.end(), limit) for space in (b" ", b"\t"))
             if place >= 0:
                 yield line[start:place] + b"\n"
-                room = _MAX_LINE
+                room = MAX_LINE
             else:
                 place = _near(line, limit)
                 yield line[start:place] + b"\n "
-                room = _MAX_LINE - 1
+                room = MAX_LINE - 1
             start = place
         line = line[start:]
     yield line or b" "  # for white space alone: an empty line would end a header
@@ -199,7 +176,7 @@ def _squeeze(pieces: Iterable[bytes]) -> Iterator[bytes]:
 
 def _cut(pieces: Iterable[bytes], end: bytes) -> Iterator[bytes]:
     """An overlong line as several that end with `end`."""
-    room, line = _MAX_LINE + 1 - len(end), b""
+    room, line = MAX_LINE + 1 - len(end), b""
     for piece in pieces:
         line, start = line + piece, 0
         while len(line) - start > room:
@@ -240,9 +217,9 @@ _BY_ENCODING: dict[bytes, _Treatment] = {
 
 def _parts(message: BinaryIO) -> Iterator[_Part]:
     """The parts with an overlong line that need more than to have it folded (RFC 2046)."""
-    structure = _Structure(message)
+    structure = Structure[bytes](_pieces(message))
     default: bytes | None = _TEXT
-    for _ in range(_MAX_PARTS):
+    for _ in range(MAX_PARTS):
         if default is None:
             return
         start, header, treatment = structure.place, structure.header(), None
@@ -252,7 +229,7 @@ def _parts(message: BinaryIO) -> Iterator[_Part]:
                 default = _TEXT
                 continue  # no base64 for the part itself (5.2.1), but for what is in it
             if kind.startswith(b"multipart/"):
-                structure.enter(header, _MESSAGE if kind == b"multipart/digest" else _TEXT)
+                structure.enter(_boundary(header), _MESSAGE if kind == b"multipart/digest" else _TEXT)
             elif not kind.startswith(b"message/"):
                 treatment = _to_base64 if _is_plain(encoding) else _BY_ENCODING.get(encoding)
         body = structure.place
@@ -268,105 +245,14 @@ def _value(field: re.Pattern[bytes], header: bytes) -> bytes:
     return found[1].strip().lower() if found else b""
 
 
+def _boundary(header: bytes) -> bytes | None:
+    """The boundary that a multipart names."""
+    field = _TYPE.search(header)
+    found = field and _BOUNDARY.search(field[1])
+    return (found[1] or found[2]).rstrip() if found else None
+
+
 def _is_plain(encoding: bytes) -> bool:
     """Whether text in it stands there as it is. That is how Python, and most, take an
     encoding that they do not know ("8-bit"); but others may know an X- or uuencode."""
     return encoding not in _BY_ENCODING and re.fullmatch(rb"(?!x-|uu)[0-9a-z-]*", encoding) is not None
-
-
-class _Structure:
-    """The message, read from one line that its structure is made of to the next."""
-
-    def __init__(self, message: BinaryIO) -> None:
-        # A line end before the first line and one behind the last: all have both then.
-        self._pieces = chain(_pieces(message), [b"\n"])
-        self._text = b"\n"
-        self._start = -1  # the place where _text begins
-        self._at = 0  # where in _text the line end before the next line is
-        # The boundaries of the multiparts that it is in, the outermost first, with the
-        # type of a part that names none.
-        self._open: dict[bytes, bytes] = {}
-        self._boundary: bytes | None = None  # the last one read, without leading dashes
-
-    @property
-    def place(self) -> int:
-        """The place of the next line."""
-        return self._start + self._at + 1
-
-    def header(self) -> bytes | None:
-        """Read a header: from the line end before it to the end of the empty line behind it.
-        None, and nothing is read, if it is broken or too long."""
-        while True:
-            last = self._text.rfind(b"\n", self._at)
-            end = _HEADER_END.search(self._text, self._at, last + 1)
-            if end and end.start() < last:
-                break
-            if len(self._text) - self._at > _MAX_HEADER or not self._read():
-                return None
-        if self._text[end.end()] != ord("\n"):
-            return None
-        header = self._text[self._at : end.end() + 1]
-        self._at = end.end()
-        return header
-
-    def enter(self, header: bytes, default: bytes) -> None:
-        """Look for the boundary of a multipart, too. Within one with the same boundary it is
-        the outer one's, as for Python."""
-        field = _TYPE.search(header)
-        found = field and _BOUNDARY.search(field[1])
-        if found and len(self._open) < _MAX_DEPTH:
-            self._open.setdefault((found[1] or found[2]).rstrip(), default)
-
-    def body(self) -> tuple[int, bool]:
-        """Read up to a boundary or the end: the place where the text before it ends, and
-        whether that has an overlong line. The last line end is the boundary's (5.1.1)."""
-        is_long = False
-        while True:
-            last = self._text.rfind(b"\n", self._at)
-            boundary = self._find_boundary(last)
-            end = boundary.start() if boundary else last
-            is_long = is_long or end - _skip_short_lines(self._text, self._at + 1, end) > _MAX_LINE
-            if boundary:
-                self._boundary, self._at = boundary[1].rstrip(b" \t"), boundary.end()
-                return self._start + end, is_long
-            self._at = last
-            if len(self._text) - last > _MAX_LINE + 1:
-                is_long = True
-                self._skip_line()
-            if not self._read():
-                self._boundary = None
-                return sys.maxsize, is_long
-
-    def next_part(self) -> bytes | None:
-        """Go to the part behind the boundary read last, or behind a later one if that closes
-        its multipart: the type of the part if it names none; None if there is no more part."""
-        while self._boundary is not None:
-            name = self._boundary if self._boundary in self._open else self._boundary[:-2]
-            while (innermost := self._open.popitem())[0] != name:
-                pass
-            if name == self._boundary:
-                self._open[name] = innermost[1]
-                return innermost[1]
-            self.body()  # the epilogue
-        return None
-
-    def _find_boundary(self, stop: int) -> re.Match[bytes] | None:
-        for found in _DASHES.finditer(self._text, self._at, stop) if self._open else ():
-            name = found[1].rstrip(b" \t")
-            if name in self._open or (name.endswith(b"--") and name[:-2] in self._open):
-                return found
-        return None
-
-    def _skip_line(self) -> None:
-        while (end := self._text.find(b"\n", self._at + 1)) < 0:
-            self._at = len(self._text) - 1
-            self._read()
-        self._at = end
-
-    def _read(self) -> bool:
-        """Read on, and forget what is behind; whether there was more."""
-        piece = next(self._pieces, b"")
-        self._start += self._at
-        self._text = self._text[self._at :] + piece
-        self._at = 0
-        return bool(piece)
