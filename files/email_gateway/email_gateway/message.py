@@ -14,7 +14,7 @@ import itertools
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -74,10 +74,29 @@ class Message:
         if end is None:
             return self
         draft = stored(folder)
-        for piece in itertools.chain(_cleaned(self._header(end)), self.pieces(end)):
+        for piece in itertools.chain(_cleaned(self._between(0, end)), self.pieces(end)):
             draft.write(piece)
         draft.flush()
         return Message(draft)
+
+    def changed(self, changes: Iterable[tuple[int, int, bytes]], folder: Path) -> Message:
+        """The mail with other text in some places, the rest byte for byte; raises OSError.
+
+        changes: where text to replace begins and ends (bytes), in ascending order, and the new text.
+        folder: where it is stored, until it is no longer used.
+        """
+        draft, place = stored(folder), 0
+        for begin, end, text in (*changes, (self.size, self.size, b"")):
+            for piece in self._between(place, begin):
+                draft.write(piece)
+            draft.write(text)
+            place = end
+        draft.flush()
+        return Message(draft)
+
+    def text(self, begin: int, end: int) -> bytes:
+        """All that is between the bytes `begin` and `end`."""
+        return b"".join(self._between(begin, end))
 
     def _header_with_reserved_fields(self) -> int | None:
         """Where the header ends (bytes), if it has a reserved field."""
@@ -93,11 +112,12 @@ class Message:
             before, position = text[-_OVERLAP:], position + len(piece)
         return self.size if found else None
 
-    def _header(self, end: int) -> Iterator[bytes]:
-        for piece in self.pieces():
-            yield piece[:end]
-            end -= len(piece)
-            if end <= 0:
+    def _between(self, begin: int, end: int) -> Iterator[bytes]:
+        """The file between two places, in pieces."""
+        for piece in self.pieces(begin) if begin < end else ():
+            yield piece[: end - begin]
+            begin += len(piece)
+            if begin >= end:
                 return
 
 

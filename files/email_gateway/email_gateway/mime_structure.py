@@ -87,10 +87,9 @@ class Structure(Generic[T]):
 
     def peek(self, size: int) -> bytes:
         """The next `size` octets, or what there is, without reading them."""
-        begin = self._at + 1
-        while len(self._text) - begin < size and self._read():
-            begin = self._at + 1
-        return self._text[begin : begin + size]
+        while len(self._text) - self._at <= size and self._read():
+            pass
+        return self._text[self._at + 1 : self._at + 1 + size]
 
     def header(self) -> bytes | None:
         """Read a header: from the line end before it to the end of the empty line behind it.
