@@ -30,10 +30,11 @@ from .mime_structure import Structure, normalized, offsets
 _MAX_PARTS = 100
 # How much of a part is looked at for text (octets).
 _MAX_TEXT = 32 * 1024
-# How much in header fields is read, in all parts together and in one value (octets): Python
-# takes quadratic time for them.
+# How long the fields that are read may be: in all parts together, in one, and where more
+# than quick parsing is needed (octets).
 _MAX_FIELDS = 64 * 1024
-_MAX_VALUE = 1024
+_MAX_HEADER = 8 * 1024
+_MAX_VALUE = 512
 # The longest file name made here (characters).
 _MAX_NAME = 80
 
@@ -158,7 +159,7 @@ def _parts(message: Message) -> list[_Part]:
         begin, header = structure.place, structure.header()
         raw = b"".join(_CONTENT_FIELD.findall(header[1:])) if header else b""
         left -= len(raw)
-        if header is None or left < 0 or len(parts) == _MAX_PARTS:
+        if header is None or len(raw) > _MAX_HEADER or left < 0 or len(parts) == _MAX_PARTS:
             raise _Unsure
         fields = BytesHeaderParser().parsebytes(raw)
         fields.set_default_type(inside.default)
