@@ -6,16 +6,11 @@ import email
 import email.policy
 import hashlib
 import re
-import time
-from base64 import b64encode, encodebytes
-from collections.abc import Iterator
-from email.message import EmailMessage
+from base64 import encodebytes
 from typing import NamedTuple
 
 import pytest
-from email_gateway import mime_structure
 from email_gateway import postable as module
-from email_gateway.message import Message
 from email_gateway.postable import postable
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -269,7 +264,7 @@ WORDS = part(b"text/plain", b"words", b"")
         (b"Content-Type: message/rfc822", "Subject: Grüße".encode(), "Grüße.eml"),
         (b"Content-Type: message/rfc822", b"Subject: " + b"long " * 50, "long " * 15 + "long .eml"),
         (b"Content-Type: message/rfc822", b"Subject: \r\n\r\nSubject: no", "message.eml"),
-        (b"Content-Type: message/rfc822", "Subject: ".encode() + "日本語".encode() * 30, "日本語" * 26 + "日本.eml"),
+        (b"Content-Type: message/rfc822", b"Subject: " + "日本語".encode() * 30, "日本語" * 26 + "日本.eml"),
     ],
     ids=range(10),
 )

@@ -74,7 +74,7 @@ class Message:
         if end is None:
             return self
         draft = stored(folder)
-        for piece in itertools.chain(_cleaned(self._between(0, end)), self.pieces(end)):
+        for piece in itertools.chain(_cleaned(self.between(0, end)), self.pieces(end)):
             draft.write(piece)
         draft.flush()
         return Message(draft)
@@ -87,7 +87,7 @@ class Message:
         """
         draft, place = stored(folder), 0
         for begin, end, text in (*changes, (self.size, self.size, b"")):
-            for piece in self._between(place, begin):
+            for piece in self.between(place, begin):
                 draft.write(piece)
             draft.write(text)
             place = end
@@ -96,7 +96,7 @@ class Message:
 
     def text(self, begin: int, end: int) -> bytes:
         """All that is between the bytes `begin` and `end`."""
-        return b"".join(self._between(begin, end))
+        return b"".join(self.between(begin, end))
 
     def _header_with_reserved_fields(self) -> int | None:
         """Where the header ends (bytes), if it has a reserved field."""
@@ -112,7 +112,7 @@ class Message:
             before, position = text[-_OVERLAP:], position + len(piece)
         return self.size if found else None
 
-    def _between(self, begin: int, end: int) -> Iterator[bytes]:
+    def between(self, begin: int, end: int) -> Iterator[bytes]:
         """The file between two places, in pieces."""
         for piece in self.pieces(begin) if begin < end else ():
             yield piece[: end - begin]

@@ -8,7 +8,6 @@ before it in such text.
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from typing import Generic, TypeVar
@@ -78,7 +77,8 @@ class Structure(Generic[T]):
         self._at = 0  # where in _text the line end before the next line is
         # The boundaries of the multiparts that it is in, the outermost first.
         self._open: dict[bytes, T] = {}
-        self._boundary: bytes | None = None  # the last one read, without leading dashes
+        # The last boundary read, without leading dashes; None where there is no more.
+        self.boundary: bytes | None = None
 
     @property
     def place(self) -> int:
@@ -113,11 +113,13 @@ class Structure(Generic[T]):
         self._at = end + 1 if self._text[end + 1 : end + 2] == b"\n" else end
         return header
 
-    def enter(self, boundary: bytes | None, content: T) -> None:
-        """Look for the boundary of a multipart, too. Within one with the same boundary it is
-        the outer one's, as for Python."""
-        if boundary is not None and len(self._open) < MAX_DEPTH:
-            self._open.setdefault(boundary, content)
+    def enter(self, boundary: bytes | None, content: T) -> bool:
+        """Look for the boundary of a multipart, too; whether it can have parts. Within one with
+        the same boundary it cannot: that is the outer one's, as for Python."""
+        if boundary is None or boundary in self._open or len(self._open) >= MAX_DEPTH:
+            return False
+        self._open[boundary] = content
+        return True
 
     def body(self) -> tuple[int, bool]:
         """Read up to a boundary or the end: the place where the text before it ends, and
@@ -129,24 +131,24 @@ class Structure(Generic[T]):
             end = boundary.start() if boundary else last
             is_long = is_long or end - skip_short_lines(self._text, self._at + 1, end) > MAX_LINE
             if boundary:
-                self._boundary, self._at = boundary[1].rstrip(b" \t"), boundary.end()
+                self.boundary, self._at = boundary[1].rstrip(b" \t"), boundary.end()
                 return self._start + end, is_long
             self._at = last
             if len(self._text) - last > MAX_LINE + 1:
                 is_long = True
                 self._skip_line()
             if not self._read():
-                self._boundary = None
-                return sys.maxsize, is_long
+                self.boundary = None
+                return self.place - 1, is_long
 
     def next_part(self) -> T | None:
         """Go to the part behind the boundary read last, or behind a later one if that closes
         its multipart: what its multipart has with it; None if there is no more part."""
-        while self._boundary is not None:
-            name = self._boundary if self._boundary in self._open else self._boundary[:-2]
+        while self.boundary is not None:
+            name = self.boundary if self.boundary in self._open else self.boundary[:-2]
             while (innermost := self._open.popitem())[0] != name:
                 pass
-            if name == self._boundary:
+            if name == self.boundary:
                 self._open[name] = innermost[1]
                 return innermost[1]
             self.body()  # the epilogue

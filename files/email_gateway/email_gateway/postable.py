@@ -172,7 +172,7 @@ def _parts(message: Message) -> list[_Part]:
             signed = inside.signed or kind == "multipart/signed"
             structure.enter(_boundary(fields, raw), _Inside(default, signed))
         is_all = not parts and kind in _TEXTS  # then it need not be read to its end
-        end = message.size if is_all else min(structure.body()[0], structure.place - 1)
+        end = message.size if is_all else structure.body()[0]
         size = max(0, end - body)
         parts.append(_Part(begin, body, fields, kind, inside.signed, size, text[:size]))
         inside = None if is_all else structure.next_part()
