@@ -38,6 +38,9 @@ _FIELD_END = re.compile(_LINE_END + rb"(?![ \t]|\Z)")
 # The longest of the three names, with a line end before it and some blanks behind.
 _OVERLAP = 64
 
+# Where text to replace begins and ends (bytes), and the new text.
+Change = tuple[int, int, bytes]
+
 
 class Message:
     """A mail in an open file, which is read from its beginning each time."""
@@ -79,12 +82,9 @@ class Message:
         draft.flush()
         return Message(draft)
 
-    def changed(self, changes: Iterable[tuple[int, int, bytes]], folder: Path) -> Message:
-        """The mail with other text in some places, the rest byte for byte; raises OSError.
-
-        changes: where text to replace begins and ends (bytes), in ascending order, and the new text.
-        folder: where it is stored, until it is no longer used.
-        """
+    def changed(self, changes: Iterable[Change], folder: Path) -> Message:
+        """The mail with changes, which are in ascending order, and otherwise byte for byte the
+        same; stored in `folder` until it is no longer used. Raises OSError."""
         draft, place = stored(folder), 0
         for begin, end, text in (*changes, (self.size, self.size, b"")):
             for piece in self.between(place, begin):
