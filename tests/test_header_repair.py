@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from bombs import BOMBS, measured, measured_alone
+from email_gateway import header_repair as module
 from email_gateway.header_repair import NeverAccepted, enterable
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
@@ -94,10 +95,11 @@ def test_nothing_else_is_repaired(tmp_path):
         b"Content-Type: multipart/mixed; boundary=b\n\n--c\nA: b\x0bc\n\n--b\n\nA: b\x0bc\n--b--\nA: b\x0bc\n",
         b"Content-Type: multipart/mixed; boundary=b\n\nASCII only\n",
         b"Content-Type: multipart/mixed; boundary=b\n\n--b\n\n\xff\n--b--\n\xff\n",
+        b'Content-Type: multipart/x; boundary="b:c"\n\n--b:c\nContent-Type: message/x\n--b:c\n\nA: a\x0bb\n',
         b"Content-Type: text/plain\n\n" + b"multipart/message/\n" * 200,
         b"Content-Type: multipart/mixed; boundary=b\n\n" + b"--b\nContent-Type: message/rfc822\n\nA: b\n" * 200,
     ],
-    ids=range(10),
+    ids=range(11),
 )
 def test_what_can_be_written_is_unchanged(tmp_path, content):
     message = mail(content)
@@ -137,6 +139,15 @@ def test_parts_nested_too_deep(tmp_path, deep):
             enterable(mail(deep(depth)), tmp_path)
 
 
+@pytest.mark.parametrize("size", [1, 7, 100])
+def test_it_does_not_matter_how_it_is_read(tmp_path, monkeypatch, size):
+    monkeypatch.setattr("email_gateway.message.PIECE", size)
+    content = b"Content-Type: multipart/mixed; boundary=b\r\n\r\n--b\r\nA: b\r\n\r\n\xff\r\n--b\r\nA: a\x0bb\r\n\r\n"
+    assert repaired(content, tmp_path) == content.replace(b"\x0b", b" ")
+    with pytest.raises(NeverAccepted):
+        enterable(mail(nested(250)), tmp_path)
+
+
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
@@ -151,6 +162,15 @@ def test_what_cannot_be_repaired(tmp_path, content, reason):
     assert not can_be_written(content)
     with pytest.raises(NeverAccepted, match=reason):
         enterable(mail(content), tmp_path)
+
+
+def test_an_error_of_ours_changes_nothing(tmp_path, monkeypatch):
+    def fail(*_args):
+        raise LookupError
+
+    monkeypatch.setattr(module, "_spans", fail)
+    message = mail(b"Subject: a\x0bb\n\n")
+    assert enterable(message, tmp_path) is message
 
 
 def test_a_full_disk_is_not_hidden(tmp_path):

@@ -138,7 +138,8 @@ def _file_name(part: Part) -> str:
     if part.kind in _MESSAGES:
         return _message_name(part) + ".eml"
     main, sub = part.kind.split("/")
-    extension = mimetypes.guess_extension(part.kind, strict=False) or f".{sub if len(sub) < 5 else 'bin'}"
+    fallback = sub if len(sub) < 5 else "txt" if main == "text" else "bin"
+    extension = mimetypes.guess_extension(part.kind, strict=False) or f".{fallback}"
     return _NAMES.get(part.kind, ("file" if main == "application" else main) + extension)
 
 
