@@ -61,7 +61,7 @@ BOMBS: dict[str, Callable[[], Iterator[bytes]]] = {
     "messages in messages": lambda: repeat(b"Content-Type: message/rfc822\n\n"),
     "blank HTML": lambda: parts(b"text/html", b"<p>" * 10_900, 98),
     "blank text": lambda: parts(b"text/plain", b"=20" * 10_900, 98, b"Content-Transfer-Encoding: quoted-printable\n"),
-    "parameters": lambda: parts(b"image/png" + b";" * 8000, b"x", 8),
+    "parameters": lambda: parts(b"image/png" + b";" * 4000, b"x", 30),
     "an event": lambda: (yield from (b"Content-Type: text/calendar\n\nBEGIN:VEVENT\n", b'SUMMARY;"' * 3000)),
     "broken fields": lambda: repeat(b"A: a\x0bb\n"),
     "broken continuations": lambda: (yield from (b"A: b\n", b" \x0bc\n" * 25_000, b"\n", *repeat(b"text\n"))),
