@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import tempfile
+import time
 from pathlib import Path
 
 from email_gateway.message import Message
+from email_gateway.verdict import Delivered
+
+POSTED = Delivered("posted in Zulip", "posted")
+BEFORE = POSTED._replace(note="accepted by Zulip before")
 
 
 def mail(content: bytes) -> Message:
@@ -24,3 +29,15 @@ def spool(folder: Path) -> Path:
     """A folder for mail under way."""
     (folder / "spool").mkdir(exist_ok=True)
     return folder / "spool"
+
+
+def line(at: float, text: str, logger: str = "zerver.lib.email_mirror") -> str:
+    """A line of Zulip's log."""
+    stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(at)) + f".{int(at * 1000) % 1000:03}"
+    return f"{stamp} INFO [{logger}] {text}\n"
+
+
+def tell(logs: Path, *texts: str, log: str = "workers.log") -> None:
+    """As Zulip's worker does."""
+    with (logs / log).open("a") as file:
+        file.write("".join(line(time.time(), text) for text in texts))

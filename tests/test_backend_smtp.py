@@ -220,3 +220,14 @@ def test_prove(serve, tmp_path, answer, good, words):
     config = make_config(tmp_path, url=f"smtp://127.0.0.1:{serve(RCPT=answer).port}")
     verdict = prove(open_backend(config), config, spool(tmp_path))
     assert isinstance(verdict, Delivered) == good and words in pipe_line(verdict)
+
+
+def test_what_zulip_can_never_write_out_again_is_repaired_or_refused(serve, tmp_path):
+    """It would answer 500 at every try, each of which takes room in its rate limit."""
+    broken = b"Subject: a\x0cb\r\nTo: x\r\n\r\nhello\r\n"
+    server = serve()
+    assert hand_over(server, tmp_path, broken) == Delivered()
+    assert server.got == b"Subject: a b\r\nTo: x\r\n\r\nhello\r\n"
+    deep = b"".join(b"Content-Type: multipart/mixed; boundary=b%d\r\n\r\n--b%d\r\n" % (n, n) for n in range(300))
+    verdict = hand_over(serve(), tmp_path, deep + b"\r\nx\r\n")
+    assert isinstance(verdict, Refused) and "nested too deeply for Zulip" in verdict.reason

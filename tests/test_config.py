@@ -19,7 +19,7 @@ TEMPLATE = (
 
 def made_logs(folder: Path) -> Path:
     """Zulip's folder of logs; its worker has been there, and has consumed nothing."""
-    for name in ("queue_stats", "queue_error"):
+    for name in ("queue_error",):
         (folder / name).mkdir(parents=True, exist_ok=True)
     (folder / "workers.log").touch()
     return folder
@@ -29,6 +29,7 @@ def make_config(folder: Path, **changes: Any) -> Config:
     (folder / "credential").write_text("s3cret\n")
     return Config(
         pattern=Pattern("", "mail.example.com"),
+        post_automatic=False,
         state_dir=folder,
         credential=folder / "credential",
         url="http://127.0.0.1:1",
@@ -54,6 +55,7 @@ def rendered(folder: Path) -> str:
         __email_gateway_etc=str(folder),
         __email_gateway_secrets="/etc/zulip/zulip-secrets.conf",
         email_gateway_timeout=30,
+        email_gateway_auto_replies="drop",
         email_gateway_rate_limit_windows=["50/60", "120/300", "600/3600"],
         email_gateway_rate_limit_hosts=1,
         email_gateway_rate_limit_slack=30,
@@ -82,9 +84,10 @@ def test_template_is_what_the_program_reads(tmp_path):
     [
         ("pattern = %s@", "pattern = ", "'mail.example.com' is no EMAIL_GATEWAY_PATTERN"),
         ("timeout = 30", "", "lacks 'timeout'"),
+        ("replies = drop", "replies = no", "write it as 'drop' or 'post'"),
         ("timeout = 30", "timeout = -1", "'-1' is no positive number"),
         ("50/60 120/300", "50/60 120", "write it as '50/60 120/300 600/3600'"),
-        ("hosts = 1", "hosts = 26", "leave one of 26 hosts less than 2 mails in a window"),
+        ("hosts = 1", "hosts = 51", "leave one of 51 hosts no mail in a window"),
         ("[zulip]", "[zulip", "cannot use"),
         ("url = https://", "url = ", "write it as 'https://127.0.0.1' or 'smtp://HOST:PORT'"),
         ("url = https://127.0.0.1", "url = smtp://127.0.0.1:x", "cannot use"),

@@ -88,6 +88,7 @@ def test_it_goes_on_where_it_was_interrupted(gateway, failures):
     assert failures.run()[1].reason == "down"
     with pytest.raises(KeyboardInterrupt):
         failures.run()
+    gateway.outcomes.after_a_start()
     for _ in range(2):
         failures.run()
     assert handed(gateway) == [b"one", b"two", b"three", b"two", b"two"] and kept(gateway) == []

@@ -16,7 +16,7 @@ from email_gateway.journal import Journal
 from email_gateway.message import stored
 from email_gateway.quarantine import Quarantine
 from email_gateway.verdict import Deferred, Delivered, Refused, Trouble, answer, bug, understood
-from mails import mail
+from mails import BEFORE, POSTED, mail, tell
 from test_addresses import TOKEN
 
 CHANNEL = f"general.{TOKEN}@mail.example.com"
@@ -40,7 +40,8 @@ def units(gateway):
 )
 def test_only_what_zulip_may_have_holds_a_unit(gateway, verdict, kept):
     gateway.answers = [verdict]
-    assert gateway.deliver(Envelope(CHANNEL), mail(b"m")) == verdict
+    expected = POSTED if verdict == Delivered() else verdict
+    assert gateway.deliver(Envelope(CHANNEL), mail(b"m")) == expected
     assert len(units(gateway)) == kept
 
 
@@ -61,7 +62,7 @@ def test_zulips_own_rate_limit_holds_mail_back_longer_each_time(gateway):
     assert gateway.journal.note("hold")["seconds"] == 10
     set_hold(gateway, {**hold, "until": 0})
     gateway.answers = [Delivered()]
-    assert gateway.deliver(Envelope(CHANNEL), mail(b"m")) == Delivered()
+    assert gateway.deliver(Envelope(CHANNEL), mail(b"m")) == POSTED
     assert gateway.journal.note("hold") is None
 
 
@@ -83,7 +84,7 @@ def test_a_mail_that_zulip_chokes_on_holds_up_no_other(gateway):
     """Zulip answers, so it is there: 500 after DATA."""
     gateway.answers = [Deferred("4.3.2", "SMTP 500", "later", counted=True), Delivered()]
     gateway.deliver(Envelope(CHANNEL), mail(b"poison"))
-    assert gateway.deliver(Envelope(CHANNEL), mail(b"m"), max_wait=0.1) == Delivered()
+    assert gateway.deliver(Envelope(CHANNEL), mail(b"m"), max_wait=0.1) == POSTED
 
 
 def test_replies_take_no_unit(gateway):
@@ -110,11 +111,11 @@ def test_no_gateway_address_is_refused_without_asking_zulip(gateway):
 def test_the_same_mail_again_is_answered_from_the_journal(gateway, recipient):
     """As after Postfix was stopped between the hand-over and its answer."""
     envelope = FROM_POSTFIX._replace(recipient=recipient, known_by=("postfix", "QID", recipient))
-    assert gateway.deliver(envelope, mail(b"m")) == Delivered()
-    assert gateway.deliver(envelope, mail(b"m")) == Delivered("accepted by Zulip before")
-    assert len(gateway.handed) == 1 and gateway.journal.counts() == {"delivered": {"accepted": 1}}
+    assert gateway.deliver(envelope, mail(b"m")) == POSTED
+    assert gateway.deliver(envelope, mail(b"m")) == BEFORE
+    assert len(gateway.handed) == 1 and gateway.journal.counts() == {"delivered": {"posted": 1}}
     # A queue ID comes again, with another mail.
-    assert gateway.deliver(envelope, mail(b"other")) == Delivered()
+    assert gateway.deliver(envelope, mail(b"other")) == POSTED
 
 
 def test_the_same_refused_mail_again_is_kept_once(gateway):
@@ -125,7 +126,7 @@ def test_the_same_refused_mail_again_is_kept_once(gateway):
 
 def test_by_hand_the_same_mail_goes_as_often_as_it_is_given(gateway):
     for _ in range(2):
-        assert gateway.deliver(Envelope(CHANNEL), mail(b"m")) == Delivered()
+        assert gateway.deliver(Envelope(CHANNEL), mail(b"m")) == POSTED
     assert len(gateway.handed) == 2
 
 
@@ -191,7 +192,7 @@ def test_an_unwritable_journal_defers_and_delivers_nothing(gateway, monkeypatch)
 
 def test_what_zulip_accepted_stays_delivered(gateway, monkeypatch):
     """The journal cannot be written between the hand-over and the note of it."""
-    fail_on(monkeypatch, gateway, lambda call: call == 3)  # unit, begin, finish
+    fail_on(monkeypatch, gateway, lambda call: call == 5)  # unit, begin, handed, outcome, finish
     verdict = gateway.deliver(FROM_POSTFIX, mail(b"m"))
     assert isinstance(verdict, Delivered) and "disk is full" in verdict.note
     again = gateway.deliver(FROM_POSTFIX, mail(b"m"))
@@ -217,7 +218,7 @@ def test_a_bug_gives_the_mail_back_and_does_not_stand_in_the_way(gateway):
     gateway.answers = [ZeroDivisionError("bug"), Delivered()]
     verdict = gateway.deliver(FROM_POSTFIX, mail(b"m"))
     assert isinstance(verdict, Deferred) and "ZeroDivisionError" in verdict.reason and units(gateway) == []
-    assert gateway.deliver(FROM_POSTFIX, mail(b"m")) == Delivered()
+    assert gateway.deliver(FROM_POSTFIX, mail(b"m")) == POSTED
 
 
 def test_a_unit_that_could_not_be_given_back_is_later(gateway, monkeypatch):
@@ -236,11 +237,12 @@ def test_a_journal_lost_in_the_middle_keeps_the_units_of_others(gateway, monkeyp
             path.unlink()
         with gateway.journal.change() as database:
             gateway.journal.add_consumed(database, [1e10])
+        tell(gateway.config.logs, *(["Successfully processed email to general (zulip)"] * counted))
         return verdict
 
     monkeypatch.setattr(HttpBackend, "hand_over", lost)
     gateway.deliver(FROM_POSTFIX, mail(b"m"))
-    assert [unit.consumed for unit in units(gateway)] == [1e10] + [None] * counted
+    assert [unit.consumed == 1e10 for unit in units(gateway)] == [True] + [False] * counted
 
 
 def test_what_waits_when_the_service_ends_is_given_back(gateway):
@@ -278,7 +280,7 @@ def lose(gateway, content):
         file.write(base64.b64encode(content))
         file.flush()
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
-            failed = Failed(CHANNEL, 0, len(text), torn=True)
+            failed = Failed(0.0, CHANNEL, 0, len(text), torn=True)
             return Failures(gateway)._again(text, failed, ("1", str(time.time_ns()), "0"))
 
 

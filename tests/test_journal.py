@@ -203,3 +203,25 @@ def test_a_commit_outlives_a_kill(tmp_path):
     package = os.path.dirname(os.path.dirname(module.__file__))
     assert subprocess.run([sys.executable, "-c", script, str(tmp_path), package], check=False).returncode == -9
     assert isinstance(Journal(tmp_path).verdict(b"key"), Delivered)
+
+
+def test_a_journal_of_the_first_version_is_taken_over(tmp_path):
+    """What was under way then counts as consumed; what had not been handed over does not."""
+    database = sqlite3.connect(tmp_path / NAME)
+    database.executescript(f"{module._SCHEMA[0]} PRAGMA user_version = 1;")
+    database.executemany(
+        "INSERT INTO unit (opened, handed, consumed, doubt) VALUES (?, ?, ?, ?)",
+        [(1.0, 2.0, 3.0, 0), (4.0, 5.0, None, 1), (6.0, None, None, 0)],
+    )
+    database.execute("INSERT INTO note VALUES ('feared', '7'), ('since', '8')")
+    database.commit()
+    database.close()
+    with pytest.raises(Trouble, match="there is no journal"):
+        Journal(tmp_path, create=False).counts()  # it is the service's to change
+    journal = Journal(tmp_path)
+    assert [(unit.opened, unit.consumed, unit.doubt) for unit in journal.units(0)] == [
+        (1.0, 3.0, False),
+        (4.0, 5.0, False),
+    ]
+    assert (journal.note("feared"), journal.note("since"), journal.flights()) == (None, 8, [])
+    assert not journal.began_anew()

@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 from email_gateway import cli, service
 from email_gateway.client import Client
-from email_gateway.verdict import Deferred, Delivered, Refused, Trouble
-from mails import mail
+from email_gateway.verdict import Deferred, Refused, Trouble
+from mails import BEFORE, POSTED, mail, tell
 from test_addresses import TOKEN
 from test_config import made_logs, rendered
 
@@ -39,9 +39,9 @@ sys.exit(main(["--config", sys.argv[2], "serve"]))
 
 
 class Zulip:
-    """Accepts mail, after .seconds; .unknown addresses it refuses."""
+    """Accepts mail, after .seconds, and posts it; .unknown addresses it refuses."""
 
-    def __init__(self) -> None:
+    def __init__(self, logs: Path) -> None:
         zulip = self
         self.seconds, self.unknown, self.handed = 0.0, False, 0
         self.status = 200
@@ -58,6 +58,8 @@ class Zulip:
                 else:
                     zulip.handed += 1
                     time.sleep(zulip.seconds)
+                    what = "from user 9 to" if b"rcpt_to=mm" in body else "to"
+                    tell(logs, f"Successfully processed email {what} general (zulip)")
                 text = json.dumps(answer).encode()
                 self.send_response(400 if "error" in text.decode() else zulip.status)
                 self.send_header("Content-Length", str(len(text)))
@@ -79,13 +81,13 @@ class Running:
     """A service in a process of its own, with its Zulip."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.zulip = folder, Zulip()
+        self.folder, self.zulip = folder, Zulip(made_logs(folder / "logs"))
         self.state = folder / "state"
         self.state.mkdir()
         self.config = folder / "gateway.conf"
         (folder / "state" / "credential").write_text("secret\n")
         text = rendered(self.state).replace("https://127.0.0.1", self.zulip.url)
-        self.config.write_text(text.replace("/var/log/zulip", str(made_logs(folder / "logs"))))
+        self.config.write_text(text.replace("/var/log/zulip", str(folder / "logs")))
         self.socket = str(folder / "submit")
         self.client = Client(20, self.socket)
         self.process: subprocess.Popen[bytes] | None = None
@@ -122,8 +124,8 @@ def running(tmp_path):
 
 
 def test_a_mail_is_delivered_once(running):
-    assert running.deliver(CHANNEL, "Q") == Delivered()
-    assert running.deliver(CHANNEL, "Q") == Delivered("accepted by Zulip before")
+    assert running.deliver(CHANNEL, "Q") == POSTED
+    assert running.deliver(CHANNEL, "Q") == BEFORE
     assert running.zulip.handed == 1
 
 
@@ -131,10 +133,11 @@ def test_killed_it_still_knows_what_it_delivered(running):
     running.deliver(queue_id="Q")
     running.stop(signal.SIGKILL)
     running.start()
-    assert running.deliver(queue_id="Q") == Delivered("accepted by Zulip before")
+    assert running.deliver(queue_id="Q") == BEFORE
 
 
 def test_asked_to_end_it_finishes_what_it_has_begun(running):
+    """The others wait for the next one."""
     running.zulip.seconds = 0.5
     verdicts: list[object] = []
     threads = [threading.Thread(target=lambda: verdicts.append(running.deliver())) for _ in range(5)]
@@ -142,9 +145,10 @@ def test_asked_to_end_it_finishes_what_it_has_begun(running):
         thread.start()
     time.sleep(0.25)
     assert running.stop() == 0
+    running.start()
     for thread in threads:
         thread.join()
-    assert verdicts == [Delivered()] * 5
+    assert verdicts == [POSTED] * 5 and running.zulip.handed == 5
 
 
 def test_who_waits_for_room_when_it_ends_waits_for_the_next(running):
@@ -160,7 +164,7 @@ def test_who_waits_for_room_when_it_ends_waits_for_the_next(running):
     assert running.stop() == 0
     running.start()
     thread.join(60)
-    assert waiting == [Delivered()] and running.zulip.handed == 3
+    assert waiting == [POSTED] and running.zulip.handed == 3
 
 
 def replace(path: Path, old: str, new: str) -> None:
@@ -170,18 +174,18 @@ def replace(path: Path, old: str, new: str) -> None:
 
 
 def test_a_change_of_gateway_conf_takes_effect_at_once(running):
-    assert running.deliver() == Delivered()
+    assert running.deliver() == POSTED
     text = running.config.read_text()
     running.config.write_text("[zulip")
     verdict = running.deliver()
     assert isinstance(verdict, Deferred) and f"cannot use {running.config}" in verdict.reason
     running.config.write_text(text)
-    assert running.deliver() == Delivered()
+    assert running.deliver() == POSTED
     (running.state / "credential").rename(running.state / "aside")
     verdict = running.deliver()
     assert isinstance(verdict, Deferred) and "cannot read" in verdict.reason
     (running.state / "aside").rename(running.state / "credential")
-    assert running.deliver() == Delivered()
+    assert running.deliver() == POSTED
 
 
 def test_it_starts_with_an_unusable_configuration_and_says_so(tmp_path):
@@ -193,7 +197,7 @@ def test_it_starts_with_an_unusable_configuration_and_says_so(tmp_path):
     verdict = running.deliver()
     assert isinstance(verdict, Deferred) and "cannot use" in verdict.reason
     running.config.write_text(text)
-    assert running.deliver() == Delivered()
+    assert running.deliver() == POSTED
     running.stop()
 
 
@@ -217,7 +221,7 @@ def test_nonsense_does_not_disturb_it(running, request_):
         client.shutdown(socket.SHUT_WR)
         answer = client.recv(1000)
         assert answer == b"" or answer.startswith(b"75 4.3.")
-    assert running.deliver() == Delivered()
+    assert running.deliver() == POSTED
 
 
 def test_broken_requests_leave_no_file_open(running):
@@ -245,14 +249,14 @@ def test_many_clients_at_a_time(running):
         thread.start()
     for thread in threads:
         thread.join()
-    assert verdicts == [Delivered()] * 50 and running.zulip.handed == 50
+    assert verdicts == [POSTED] * 50 and running.zulip.handed == 50
 
 
 def test_what_an_inbox_still_has(running):
     identity = "zulip@example.com imap.example.com INBOX 7"
     for uid in (1, 3):
         verdict = running.client.deliver(mail(b"m").file(), 1, recipient=REPLY, inbox=identity, uid=str(uid))
-        assert verdict == Delivered()
+        assert verdict == POSTED
     assert running.client.delivered(identity, [1, 2, 3, 4]) == {1, 3}
     assert running.client.delivered("another", [1, 2, 3, 4]) == set()
 
@@ -301,7 +305,7 @@ def test_status_and_quarantine_commands(running, capsysbinary, monkeypatch):
     status, told = command("quarantine", "replay", name)
     assert status == 69 and "refused again" in told and "stays in quarantine" in told
     running.zulip.unknown = False
-    assert command("quarantine", "replay", name) == (0, f"{name}: accepted by Zulip\n")
+    assert command("quarantine", "replay", name) == (0, f"{name}: posted in Zulip\n")
     assert command("quarantine", "list") == (0, "") and running.zulip.handed == 1
     assert command("quarantine", "show", "nothing")[0] == command("quarantine", "replay", "nothing")[0] == 1
     assert command("quarantine", "purge", "--older-than", "0") == (0, "0 removed\n")

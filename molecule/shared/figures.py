@@ -43,7 +43,7 @@ def limits(mx: ZulipHost, windows: str, zulip: str = "") -> None:
         sed -i 's#^windows = .*#windows = {windows}#' /etc/zulip-email-gateway/gateway.conf
         rm -f /run/zulip-standin/*
         systemctl stop zulip-worker
-        rm -f {JOURNAL}* {STATE}/failures-position.json {ERRORS}
+        rm -rf {JOURNAL}* {STATE}/failures-position.json {STATE}/quarantine {ERRORS}
         rm -f /var/log/zulip/workers.log* /var/log/zulip/events_email_mirror.log*
         python3 -c "import sqlite3; d = sqlite3.connect('/var/lib/zulip-standin/zulip.sqlite');
 [d.execute('DELETE FROM ' + t) for t in ('limiter', 'queue', 'message', 'dropped')]; d.commit()"
@@ -221,8 +221,8 @@ def killed_at_random_moments(mx: ZulipHost, subject: str, victim: str) -> None:
     tell(f"{victim} killed {kills} times, {twice(mx, subject)} of 100 twice")
     assert kills >= 10
     report(mx, f"{victim} killed", subject, 100)
-    # A client: nothing. The service: only what Zulip was taking in just then, which nobody can know.
-    assert twice(mx, subject) <= (kills // 4 if victim == SERVICE else 0)
+    # A client: nothing. The service: at most what Zulip took in just then, though its line came too late.
+    assert twice(mx, subject) <= (1 if victim == SERVICE else 0)
 
 
 def postfix_stopped_and_host_restarted(mx: ZulipHost, subject: str, fault: Fault, words: str) -> None:

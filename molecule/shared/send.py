@@ -8,6 +8,7 @@ One JSON object: {"accepted": N, "refused": [[recipient, code, text], ...],
 from __future__ import annotations
 
 import argparse
+import base64
 import email.message
 import email.utils
 import json
@@ -27,11 +28,14 @@ parser.add_argument("--header", action="append", default=[], help="Name: value")
 parser.add_argument("--count", type=int, default=1)
 parser.add_argument("--size", type=int, default=0, help="bytes of the text, in lines of letters")
 parser.add_argument("--binary", action="store_true", help="with --size: text whose base64 has many + and /")
+parser.add_argument("--raw", default="", help="all of the message, in base64")
 parser.add_argument("--starttls", action="store_true")
 options = parser.parse_args()
 
 
 def message(number: int, recipient: str) -> bytes:
+    if options.raw:
+        return base64.b64decode(options.raw)
     mail = email.message.EmailMessage()
     mail["From"] = options.sender or "MAILER-DAEMON@sender.example.org"
     mail["To"] = recipient

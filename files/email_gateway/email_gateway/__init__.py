@@ -16,12 +16,17 @@ addresses           the address grammar: parse, fold, redact
 verdict             Delivered | Deferred | Refused, and how clients are told
 journal             the SQLite file: every mail, its outcome, and all that is derived from it
 pace                sliding windows over what Zulip has counted
-worker_statistics   what Zulip's queue worker says about itself; worker_log: its log
+outcome             what became of each mail inside Zulip, by its worker's log; worker_log: reads that;
+                    late: what is told when nobody waits for it any longer
+automatic           automatic replies, and mail that goes in circles
 message             a mail on the disk, and the header fields that only Zulip may set
+postable            what Zulip would drop for want of text, made postable; mail_parts: the parts as
+                    Zulip sees them; invitation: one as text; mime_structure: reads MIME in pieces
 backend             which way into Zulip: backend_http (up to 10) or backend_smtp (11 and later)
-wire_format         a mail as SMTP wants it
+wire_format         a mail as SMTP wants it; header_repair: as Zulip 11's mail server can take it in
 quarantine          copies of refused mail
 failures            mail that failed inside Zulip after it was accepted
+revival             Zulip 11's mail server that has lost its database
 polling             takes mail out of an inbox; imap_session, oauth: its session and tokens;
                     recipient_field: to whom such a mail was sent
 config              gateway.conf and the credential file

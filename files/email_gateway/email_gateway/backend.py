@@ -31,6 +31,8 @@ class Backend(Protocol):
 
     # What is worth remembering for the next hand-over; None: nothing.
     endpoint: str | None
+    # Zulip's mail server on this host has failed with something (revival.py).
+    said_500: bool
 
     def hand_over(self, recipient: str, message: Message, spool: Path) -> Verdict:
         """Hand one mail over; never raises for trouble of the back end.

@@ -51,6 +51,7 @@ class HttpBackend:
         self._url = urllib.parse.urlsplit(url)
         self._where = f"{self._url.hostname}:{self._url.port or (80 if self._url.scheme == 'http' else 443)}"
         self._secret = secret
+        self.said_500 = False
         self._timeout = timeout
         self.endpoint: str | None = endpoint if endpoint in PATHS else PATHS[0]
         self._pool: Pool[http.client.HTTPConnection] = Pool(

@@ -17,6 +17,7 @@ from typing import BinaryIO
 
 from .backend import MAX_IDLE, Pool
 from .deadline import Deadline
+from .header_repair import NeverAccepted, enterable
 from .message import PIECE, Message, stored
 from .verdict import NO_ANSWER, RATE_LIMITED, Deferred, Delivered, Refused, Verdict, on_address, one_line
 from .wire_format import write_wire_format
@@ -101,6 +102,7 @@ class SmtpBackend:
         self._timeout = timeout
         self._where = f"{host}:{port}"
         self._is_local = host == "localhost" or _is_loopback(host)
+        self.said_500 = False
         self._pool: Pool[_Session] = Pool(lambda session: session.sock, _end)
 
     def close_idle(self, seconds: float = MAX_IDLE) -> None:
@@ -111,8 +113,10 @@ class SmtpBackend:
         """Hand one mail over; never raises for trouble of the back end."""
         try:
             with stored(spool) as text:
-                write_wire_format(message.file(), text)
+                write_wire_format(enterable(message, spool).file(), text)
                 return self._hand_over(recipient, text, text.tell(), Deadline(2 * self._timeout))
+        except NeverAccepted as why:
+            return Refused("5.6.0", "unacceptable", f"Zulip cannot take it in: {why}")
         except OSError as error:
             reason = f"cannot store a message in {spool}: {error.strerror}; look at its free space"
             return Deferred("4.3.0", "spool", reason)
@@ -235,6 +239,7 @@ class SmtpBackend:
 
     def _other(self, code: int, answer: bytes | str) -> Deferred:
         what = f"Zulip's mail server at {self._where} answers {code} {_text(answer)}"
+        self.said_500 = self.said_500 or (code == 500 and self._is_local)
         return Deferred("4.3.2", f"SMTP {code}", f"{what}; {self._look_at}")
 
 

@@ -153,7 +153,7 @@ def _status(settings: config.Config, as_json: bool) -> int:
     from . import status
 
     facts = status.collect(settings)
-    print(json.dumps(facts, indent=2) if as_json else status.render(facts, settings.queue_stats))
+    print(json.dumps(facts, indent=2) if as_json else status.render(facts, settings.logs))
     return 0
 
 

@@ -57,6 +57,7 @@ class Config(NamedTuple):
     """Everything the program is told; times in seconds, sizes in bytes."""
 
     pattern: Pattern
+    post_automatic: bool
     state_dir: Path
     credential: Path
     url: str
@@ -73,17 +74,12 @@ class Config(NamedTuple):
     @property
     def deadline(self) -> int:
         """Seconds that a whole delivery may take."""
-        return int(self.max_wait + 2 * self.timeout) + 10
+        return int(self.max_wait + 2 * self.timeout) + 25
 
     @property
     def worker_counts(self) -> bool:
         """True where Zulip's worker counts mail (up to 10), False where its SMTP server does."""
         return not self.url.startswith("smtp:")
-
-    @property
-    def queue_stats(self) -> Path:
-        """What Zulip's worker tells about itself (worker_statistics.py)."""
-        return self.logs / "queue_stats/email_mirror.stats"
 
     @property
     def queue_errors(self) -> Path:
@@ -109,6 +105,7 @@ def load(path: Path = CONFIG) -> Config:
         zulip, pace, quarantine = parser["zulip"], parser["rate_limit"], parser["quarantine"]
         return Config(
             pattern=Pattern.parse(parser["gateway"]["pattern"]),
+            post_automatic=_automatic(parser["gateway"]["auto_replies"]),
             state_dir=Path(parser["gateway"]["state_dir"]),
             credential=Path(zulip["credential"]),
             url=_url(zulip["url"]),
@@ -141,6 +138,12 @@ def _imap(section: configparser.SectionProxy) -> Imap:
     )
 
 
+def _automatic(text: str) -> bool:
+    if text not in ("drop", "post"):
+        raise ValueError(f"auto_replies = {text!r}; write it as 'drop' or 'post'")
+    return text == "post"
+
+
 def _positive(text: str) -> float:
     number = float(text)
     if not 0 < number < float("inf"):
@@ -157,16 +160,13 @@ def _url(text: str) -> str:
 
 
 def _windows(text: str, hosts: int) -> tuple[Window, ...]:
-    """Parse ``50/60 120/300 600/3600``: mails / seconds.
-
-    Each of `hosts` needs two mails in each: the last one is a probe (pace.py).
-    """
+    """Parse ``50/60 120/300 600/3600``: mails / seconds, for all `hosts` together."""
     found = re.findall(r"(\S+)/(\S+)", text)
     if not found or len(found) != len(text.split()):
         raise ValueError(f"windows = {text!r}; write it as '50/60 120/300 600/3600' (mails/seconds)")
     windows = tuple(Window(int(_positive(limit)), _positive(seconds)) for limit, seconds in found)
-    if min(limit // hosts for limit, _ in windows) < 2:
-        raise ValueError(f"windows = {text!r} leave one of {hosts} hosts less than 2 mails in a window")
+    if min(limit // hosts for limit, _ in windows) < 1:
+        raise ValueError(f"windows = {text!r} leave one of {hosts} hosts no mail in a window")
     return windows
 
 

@@ -17,8 +17,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from . import worker_log
 from .client import Client
 from .config import Config
 from .verdict import Trouble
@@ -42,7 +43,15 @@ class Finding(NamedTuple):
 
 def examine(config: Config) -> list[Finding]:
     """All findings, in the order of a mail's way."""
-    checks: list[Callable[[Config], Iterator[Finding]]] = [_units, _inbox, _zulip_conf, _credential, _zulip, _journal]
+    checks: list[Callable[[Config], Iterator[Finding]]] = [
+        _units,
+        _inbox,
+        _zulip_conf,
+        _credential,
+        _zulip,
+        _files,
+        _journal,
+    ]
     if _is_ours(MAIN_CF):
         checks[0:0] = [_postfix, _port_25, _certificate]
     findings: list[Finding] = []
@@ -157,28 +166,31 @@ def _zulip(config: Config) -> Iterator[Finding]:
     yield Finding(status == 0, line.partition(" ")[2] if status == 0 else line)
 
 
-def _journal(config: Config) -> Iterator[Finding]:
-    """What status tells, and whether somebody has to look at it."""
+def _files(config: Config) -> Iterator[Finding]:
+    """What the gateway's user has to be able to write and read."""
     folder, owner = config.state_dir, config.state_dir.owner()
     for path in folder.rglob("*"):
         with suppress(FileNotFoundError):  # replaced just now
             if path.stat().st_uid != folder.stat().st_uid:
                 yield Finding(False, f"{path} is not {owner}'s: all mail waits; run: chown -R {owner}: {folder}")
                 break
-    for path in (config.queue_stats, config.queue_errors):
+    logs = (config.logs / name for name in (*worker_log.NAMES, worker_log.ERRORS))
+    for path in (*logs, config.queue_errors):
         if path.exists() and _run("runuser", "-u", owner, "--", "test", "-r", str(path)).returncode:
             yield Finding(
                 False, f"the user {owner} cannot read {path}; run playbooks/site.yml, or look at: namei -l {path}"
             )
+
+
+def _journal(config: Config) -> Iterator[Finding]:
+    """What status tells, and whether somebody has to look at it."""
     # By the program itself, which goes on as the gateway's user: what root writes that could not read.
     done = _run(sys.argv[0], "status", "--json")
     if done.returncode:
         yield Finding(False, done.stderr.strip().removeprefix("zulip-email-gateway: "))
         return
     facts = json.loads(done.stdout)
-    if not facts["worker_statistics"]:
-        what = f"{config.queue_stats} is missing or makes no sense"
-        yield Finding(False, f"{what}: mail goes slower, in stretched windows; look at: supervisorctl status")
+    yield from _outcomes(config, facts)
     if _is_ours(MAIN_CF):
         queue = facts["queue"]
         if queue is None:
@@ -190,14 +202,31 @@ def _journal(config: Config) -> Iterator[Finding]:
                 text += f", the oldest for {queue['oldest']:.0f} s: {'; '.join(sorted(queue['reasons']))}"
             yield Finding(good, text)
     for name in facts["damaged"]:
-        what = f"{folder / name}: the journal was damaged and began anew; look for the reason in: journalctl -k"
+        what = (
+            f"{config.state_dir / name}: the journal was damaged and began anew; look for the reason in: journalctl -k"
+        )
         yield Finding(False, f"{what}; then remove that file")
+    delivered = ", ".join(f"{number} {cause}" for cause, number in facts["counts"].get("delivered", {}).items())
+    since = time.strftime("%Y-%m-%d %H:%M", time.localtime(facts["since"]))
+    yield Finding(True, f"mails since {since}: {delivered or 'none delivered'}; {facts['quarantine']} in quarantine")
+
+
+def _outcomes(config: Config, facts: dict[str, Any]) -> Iterator[Finding]:
+    """Whether Zulip posts what it accepts."""
+    if facts["worker_log"] is None and ZULIP_CONF.exists():
+        what = f"no log of Zulip's email_mirror worker can be read in {config.logs}"
+        yield Finding(False, f"{what}: whether mail was posted is not known; run playbooks/site.yml")
+    elif facts["worker_log"] is None:
+        yield Finding(True, "Zulip runs on another host: that it has accepted a mail is all that is known here")
+    if facts["server_restarts"]:
+        what = "Zulip's mail server was restarted because it answered nothing but 500, as after a restart of PostgreSQL"
+        yield Finding(True, f"{what}: {facts['server_restarts']} times")
     if facts["lost"]:
         what = f"{facts['lost']} mails that Zulip accepted and did not post are in quarantine"
         yield Finding(False, f"{what}; look at: zulip-email-gateway quarantine list, then replay ID")
-    delivered = sum(facts["counts"].get("delivered", {}).values())
-    since = time.strftime("%Y-%m-%d %H:%M", time.localtime(facts["since"]))
-    yield Finding(True, f"{delivered} mails delivered since {since}, {facts['quarantine']} in quarantine")
+    if facts["waiting"]:
+        what = f"{facts['waiting']} mails are with Zulip, whose email_mirror worker has not taken them yet"
+        yield Finding(False, f"{what}; look at: supervisorctl status")
 
 
 def _is_ours(path: Path) -> bool:

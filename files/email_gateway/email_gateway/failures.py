@@ -2,7 +2,8 @@
 
 When Zulip's worker fails with a mail (redis down, a stale database connection),
 it appends date, TAB and a JSON list of the mails to email_mirror.errors and does
-nothing more with them. Each is handed over again, once; one that fails twice goes
+nothing more with them. Most are ours and under way, so that their outcome is taken care of
+(outcome.py). Each of the others is handed over again, once; one that fails twice goes
 into the quarantine. What stood there before the gateway was installed is not touched.
 
 How far the file was read stands in a file of its own, so that it is known though the
@@ -12,11 +13,13 @@ journal may be lost. Within a line the journal knows each mail by its place.
 from __future__ import annotations
 
 import binascii
+import calendar
 import hashlib
 import json
 import mmap
 import os
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -24,9 +27,9 @@ from typing import Any, BinaryIO, NamedTuple
 from . import files
 from .addresses import redact
 from .gateway import OTHER_PATTERN, Envelope, Gateway
-from .journal import POSITION, Mail, add_to_count, key_of
+from .journal import FAILED_INSIDE, POSITION, Mail, add_to_count, key_of
 from .message import Message, stored
-from .verdict import Deferred, Refused, Trouble
+from .verdict import WAITING, Deferred, Delivered, Refused, Trouble
 
 # The message in a line, long as it may be, is taken out before the line is parsed.
 _MESSAGE = re.compile(rb'"msg_base64": *"([^"\\\n]*)("|\n|\Z)')
@@ -40,8 +43,10 @@ _AT_A_TIME = 2**25
 
 
 class Failed(NamedTuple):
-    """A mail of the file. begin, end: where its base64 stands; torn: only its beginning was written."""
+    """A mail of the file. when: it failed (Unix seconds); begin, end: where its base64 stands; torn: only
+    its beginning was written."""
 
+    when: float
     recipient: str
     begin: int
     end: int
@@ -139,6 +144,11 @@ class Failures:
         mail = Mail(key, "zulip", failed.recipient, "", mark, message.size)
         if self._journal.verdict(key):
             return ""
+        is_under_way = self._gateway.outcomes.flight(key) is not None  # it was handed over again before
+        if not is_under_way and self._gateway.outcomes.has_failed(failed.recipient, failed.when):
+            with self._journal.change() as database:
+                self._journal.finish(database, mail, Delivered("taken care of", WAITING))
+            return ""
         if failed.torn:
             return self._give_up(mail, message, "Zulip failed to post it, and wrote down only its beginning")
         if self._journal.was_handed_over_again(mark):
@@ -154,14 +164,18 @@ class Failures:
     def _give_up(self, mail: Mail, message: Message, why: str) -> str:
         """Into the quarantine, to stay there: Zulip had accepted it, so nobody was told."""
         copy = self._gateway.quarantine.store(message, mail, why, lost=True)
-        with self._journal.change(sync=True) as database:
-            self._journal.finish(database, mail, Refused("5.3.0", "lost in Zulip", why), copy, lost=True)
+        try:
+            with self._journal.change(sync=True) as database:
+                self._journal.finish(database, mail, Refused("5.3.0", "lost in Zulip", why), copy, lost=True)
+        except Trouble:
+            self._gateway.quarantine.discard(copy)
+            raise
         self._count("quarantined")
         return f"now in quarantine: {redact(why)}"
 
     def _count(self, outcome: str) -> None:
         with self._journal.change() as database:
-            add_to_count(database, "failed inside zulip", outcome)
+            add_to_count(database, FAILED_INSIDE, outcome)
 
     def _read_position(self) -> dict[str, int] | None:
         try:
@@ -220,18 +234,27 @@ def _mails(text: mmap.mmap, begin: int, end: int) -> Iterator[Failed]:
             entry += text[place:message_begin] + b"%d" % number
             place = message_end
         entry += text[place:stop]
+        when = _time(entry)
         try:
             found = json.loads(entry.partition(b"\t")[2])
         except ValueError:
             recipient = _RECIPIENT.search(entry)
             if recipient and messages:
-                yield Failed(recipient[1].decode("utf-8", "replace"), *messages[-1], torn=True)
+                yield Failed(when, recipient[1].decode("utf-8", "replace"), *messages[-1], torn=True)
             continue
         for mail in found if isinstance(found, list) else [found]:
             if isinstance(mail, dict) and isinstance(mail.get("rcpt_to"), str):
                 number_of = str(mail.get("msg_base64"))
                 if number_of.isdecimal() and int(number_of) < len(messages):
-                    yield Failed(mail["rcpt_to"], *messages[int(number_of)])
+                    yield Failed(when, mail["rcpt_to"], *messages[int(number_of)])
+
+
+def _time(entry: bytes) -> float:
+    """When it was written (ctime(3)), in UTC, which is TIME_ZONE on every Zulip server; 0 if it does not say."""
+    try:
+        return calendar.timegm(time.strptime(entry.partition(b"\t")[0].decode("ascii")))
+    except ValueError:
+        return 0.0
 
 
 def _decode(text: mmap.mmap, failed: Failed, file: BinaryIO) -> None:

@@ -8,24 +8,35 @@ again, gets the answer that stands in the journal.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import re
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from threading import Event, Lock
 from typing import NamedTuple
 
 from . import addresses
+from .addresses import Address
+from .automatic import is_automatic_reply, loop
 from .backend import Backend, open_backend
 from .config import Config
-from .journal import Journal, Mail, Ticket, key_of
+from .journal import Flight, Journal, Mail, Ticket, key_of
 from .message import Message
+from .outcome import Outcomes
 from .pace import Pace
+from .postable import postable
 from .quarantine import Quarantine
-from .verdict import Deferred, Delivered, Refused, Trouble, Verdict, bug
+from .verdict import DROPPED, NO_TEXT, STOPPING, WAITING, Deferred, Delivered, Refused, Trouble, Verdict, bug
 
 # The cause of a mail for another domain or prefix than gateway.conf has.
 OTHER_PATTERN = "other pattern"
 SPOOL = "spool"
+# A mail that Zulip fails with is given up after so many times: each takes room for another.
+_TRIES = 3
+# By these a quotation is known, near the beginning of a mail (bytes).
+_QUOTED, _NEAR = re.compile(rb"(?im)^>|<blockquote|gmail_quote"), 2**18
 
 
 class Envelope(NamedTuple):
@@ -43,10 +54,16 @@ class Envelope(NamedTuple):
 
 
 class Attempt(NamedTuple):
-    """What came of trying: the verdict, and the unit of the rate limit that was held (None: none)."""
+    """What came of trying: the verdict, and the unit of the rate limit that was held (None: none).
+
+    flight: the hand-over, where the worker's log tells what becomes of it; is_told: it does so
+    of the unit, too, as Zulip has the mail.
+    """
 
     verdict: Verdict
     unit: Ticket | None = None
+    flight: Flight | None = None
+    is_told: bool = False
 
 
 class Gateway:
@@ -56,6 +73,7 @@ class Gateway:
         self.config = config
         self.journal = journal
         self.pace = Pace(config, journal)
+        self.outcomes = Outcomes(config.logs, journal, config.hosts == 1)
         self.quarantine = Quarantine(config.state_dir, journal, config.quarantine_bytes, config.quarantine_days)
         self.spool = config.state_dir / SPOOL
         self.stopping = Event()
@@ -80,16 +98,19 @@ class Gateway:
                 key = key_of(*envelope.known_by, b"" if envelope.source == "inbox" else message.digest())
             mail = Mail(key, envelope.source, envelope.recipient, envelope.sender, envelope.queue_id, message.size)
             with self._alone(key):
-                if verdict := self._known(key):
+                self._tell(key)
+                if verdict := self.journal.verdict(key):
                     return verdict
                 attempt = self._try(mail, message, self.config.max_wait if max_wait is None else max_wait)
-                return self._note(mail, attempt, message if keep_refused else None)
+                return self._note(mail, attempt, message, keep_refused)
         except (Trouble, OSError) as error:
             return _verdict(error, self.spool)
 
     def succeed(self, former: Gateway) -> None:
         """Take over what the gateway of the former configuration is still about."""
         self._lock, self._busy, self._untold = former._lock, former._busy, former._untold
+        self.outcomes = former.outcomes
+        self.outcomes.follow(self.config.logs, self.config.hosts == 1)
 
     def backend(self) -> Backend:
         """The way into Zulip; its connections are kept."""
@@ -106,9 +127,8 @@ class Gateway:
 
     def tidy(self) -> None:
         """What has to be done now and then."""
-        while self._untold:
-            self._write(*self._untold[0], None)
-            del self._untold[0]
+        self._tell()
+        self.outcomes.tidy()
         self.pace.tidy()
         self.quarantine.tidy()
         self.journal.tidy()
@@ -130,10 +150,14 @@ class Gateway:
                 if number > 1:
                     self._busy[key] = lock, number - 1
 
-    def _known(self, key: bytes) -> Verdict | None:
-        if any(mail.key == key and isinstance(attempt.verdict, Delivered) for mail, attempt in self._untold):
-            return Delivered("accepted by Zulip before")
-        return self.journal.verdict(key)
+    def _tell(self, key: bytes | None = None) -> None:
+        """Write what could not be written, of this mail or of all; raises Trouble."""
+        for entry in [entry for entry in self._untold if key in (None, entry[0].key)]:
+            self._write(*entry, None)
+            self._untold.remove(entry)
+
+    def _outcome(self, flight: Flight, is_stopping: Callable[[], bool]) -> Attempt:
+        return Attempt(self.outcomes.wait(flight, is_stopping), flight.unit, flight, is_told=True)
 
     def _try(self, mail: Mail, message: Message, max_wait: float) -> Attempt:
         try:
@@ -142,51 +166,132 @@ class Gateway:
             return Attempt(Refused("5.1.1", "no gateway address", str(error)))
         except addresses.OtherPattern as error:
             return Attempt(Deferred("4.3.5", OTHER_PATTERN, f"{error}; run playbooks/site.yml"))
+        if verdict := self._unwanted(mail, address, message):
+            return Attempt(verdict)
+        end = time.monotonic() + max_wait
+        failures = self.journal.fails_alone(mail.key)
+        flight = self.outcomes.flight(mail.key)
+        if flight is not None:  # the service was restarted meanwhile
+            attempt = self._outcome(flight, self.stopping.is_set)
+        else:
+            attempt = self._to(address, mail, message, end)
+        if attempt.verdict.cause == NO_TEXT and (with_quotes := keeping_quotes(address, message)):
+            if attempt.flight is not None:
+                self.outcomes.forget(attempt.flight)
+            again = self._to(with_quotes, mail, message, end)
+            attempt = again if again.flight is not None else again._replace(flight=attempt.flight)
+        return attempt._replace(verdict=_given_up(attempt.verdict, failures))
+
+    def _unwanted(self, mail: Mail, address: Address, message: Message) -> Verdict | None:
+        """What can be said of a mail without Zulip."""
+        if not address.is_reply:
+            why = loop(message, self.config.pattern.domain)
+            return Refused("5.4.6", "loop", f"a mail loop: {why}") if why else None
+        if not self.config.post_automatic and is_automatic_reply(message, mail.sender, mail.source == "postfix"):
+            return Delivered("an automatic reply, which is not posted", DROPPED)
+        return None
+
+    def _to(self, address: Address, mail: Mail, message: Message, end: float) -> Attempt:
+        """Hand a mail over, once there is room for it."""
         try:
-            backend = self.backend()
-            unit = None if address.is_reply else self.pace.acquire(max_wait, self.stopping.is_set)
+            self.backend()
+            seconds = end - time.monotonic()
+            unit = None if address.is_reply else self.pace.acquire(seconds, self.stopping.is_set)
         except Trouble as trouble:
             return Attempt(trouble.verdict)
         try:
+            text = postable(message, self.spool).without_reserved_fields(self.spool)
+            if self.outcomes.are_known:
+                return self._followed(mail, address, text, unit, end)
             with self.journal.change() as database:
                 self.journal.begin(database, mail)
-            text = message.without_reserved_fields(self.spool)
         except (Trouble, OSError) as error:
             return Attempt(_verdict(error, self.spool), unit)
-        try:
-            return Attempt(backend.hand_over(address.text, text, self.spool), unit)
-        except Exception as error:  # our own bug
-            return Attempt(bug(error), unit)
+        return Attempt(self._hand_over(address.text, text), unit)
 
-    def _note(self, mail: Mail, attempt: Attempt, to_keep: Message | None) -> Verdict:
+    def _followed(self, mail: Mail, address: Address, text: Message, unit: Ticket | None, end: float) -> Attempt:
+        """Hand a mail over, before `end`, and wait for what Zulip's worker tells of it."""
+        with self.outcomes.turn(address.is_reply, end - time.monotonic(), self.stopping.is_set):
+            flight = self.outcomes.begin(mail, address, unit)
+            verdict = self._hand_over(address.text, text)
+            is_with_zulip = self.outcomes.handed(flight, verdict)
+        # Whoever brings a mail by hand could not ask for it again.
+        is_stopping = self.stopping.is_set if mail.source != "operator" else lambda: False
+        return self._outcome(flight, is_stopping) if is_with_zulip else Attempt(verdict, unit, flight)
+
+    def _hand_over(self, recipient: str, text: Message) -> Verdict:
+        try:
+            return self.backend().hand_over(recipient, text, self.spool)
+        except Exception as error:  # our own bug
+            return bug(error)
+
+    def _note(self, mail: Mail, attempt: Attempt, message: Message, keep_refused: bool) -> Verdict:
         """Write down what came of it, all at one stroke; the verdict as it is then."""
         verdict, copy = attempt.verdict, None
-        if isinstance(verdict, Refused) and to_keep is not None:
-            try:
-                copy = self.quarantine.store(to_keep, mail, verdict.reason)
-            except Trouble as trouble:
-                attempt = attempt._replace(verdict=trouble.verdict)
-                verdict = trouble.verdict
+        if verdict.cause == STOPPING and attempt.is_told:
+            return verdict  # Zulip has it, and it will be asked for again
+        try:
+            if isinstance(verdict, Refused) and keep_refused:
+                copy = self.quarantine.store(message, mail, verdict.reason)
+            elif isinstance(verdict, Delivered) and verdict.cause == WAITING:
+                copy = self.quarantine.store(message, mail, verdict.note, lost=True)
+        except Trouble as trouble:
+            if verdict.cause == WAITING:
+                return trouble.verdict  # the mail stays where it is, and its outcome will be asked for again
+            attempt = attempt._replace(verdict=trouble.verdict)
+            verdict = trouble.verdict
         try:
             self._write(mail, attempt, copy)
-            if copy is not None:
+            if copy is not None and verdict.cause != WAITING:
                 self.quarantine.grew(mail.size)
         except Trouble as trouble:
+            if copy is not None:
+                self.quarantine.discard(copy)
+            if verdict.cause == WAITING:
+                return trouble.verdict
+            if isinstance(verdict, Refused):
+                attempt = attempt._replace(verdict=trouble.verdict)
             # What Zulip has accepted stays delivered, and is not handed over again; and a unit
             # is given back as soon as that can be written.
-            if isinstance(verdict, Delivered) or attempt.unit is not None:
+            if isinstance(verdict, Delivered) or attempt.unit is not None or attempt.flight is not None:
                 self._untold.append((mail, attempt))
-            return Delivered(f"{verdict.note}, but {trouble}") if isinstance(verdict, Delivered) else trouble.verdict
+            verdict = Delivered(f"{verdict.note}, but {trouble}") if isinstance(verdict, Delivered) else trouble.verdict
+        if attempt.flight is not None and verdict.cause != WAITING:
+            self.outcomes.forget(attempt.flight)
         return verdict
 
     def _write(self, mail: Mail, attempt: Attempt, copy: str | None) -> None:
-        verdict = attempt.verdict
+        verdict, flight = attempt.verdict, attempt.flight
         # Only what is final must survive a power cut: all else is tried again anyway.
         with self.journal.change(sync=not isinstance(verdict, Deferred)) as database:
-            self.journal.finish(database, mail, verdict, copy)
-            self.pace.close(database, attempt.unit, verdict)
+            self.journal.finish(database, mail, verdict, copy, lost=verdict.cause == WAITING)
+            self.pace.close(database, attempt.unit, verdict, attempt.is_told)
+            if flight is not None and verdict.cause == WAITING:
+                self.journal.save_flight(database, replace(flight, copy=copy))
+            elif flight is not None:
+                self.journal.close_flight(database, flight)
             if self._backend is not None and self._backend.endpoint != self.journal.note("endpoint"):
                 self.journal.write_note(database, "endpoint", self._backend.endpoint)
+        if flight is not None:
+            flight.copy = copy if verdict.cause == WAITING else None
+
+
+def _given_up(verdict: Verdict, failures: int) -> Verdict:
+    """Zulip fails with this mail each time, and not with others: then it is the mail."""
+    if not isinstance(verdict, Deferred) or not verdict.counted or failures < _TRIES - 1:
+        return verdict
+    why = f"Zulip has failed with it {_TRIES} times, and not with others"
+    return Refused("5.3.0", "fails in Zulip", f"{why}: {verdict.reason}")
+
+
+def keeping_quotes(address: Address, message: Message) -> Address | None:
+    """Where to send a mail again in which Zulip has found nothing but quotations, with its option to
+    keep them; None if that cannot help. Replies have no options."""
+    local, _, domain = address.text.rpartition("@")
+    is_quoted = any(_QUOTED.search(piece) for piece in message.between(0, _NEAR))
+    if address.is_reply or not is_quoted or "include-quotes" in local:
+        return None
+    return address._replace(text=f"{local}.include-quotes@{domain}")
 
 
 def _verdict(error: Exception, folder: Path) -> Deferred:

@@ -4,7 +4,7 @@ Everything else is derived from it: what an inbox still has though Zulip has it,
 of Zulip's rate limits, the counters, the index of the quarantine. Only the service
 writes. A commit survives the end of the program; one that must survive a power cut as
 well is synced. A damaged file is moved aside, and a new one knows nothing (its notes
-"consumption unknown" and "lost", see pace.py).
+"consumption unknown", see pace.py).
 """
 
 from __future__ import annotations
@@ -22,25 +22,32 @@ from threading import RLock
 from typing import Any, NamedTuple
 
 from .addresses import redact
-from .verdict import Deferred, Delivered, Refused, Trouble, Verdict
+from .verdict import WAITING, Deferred, Delivered, Refused, Trouble, Verdict
 
 NAME = "journal.sqlite"
 DAMAGED = ".damaged-"
 # How far Zulip's file of failed mail was read (failures.py). It stands beside the journal,
 # and where it does, a journal that is new has taken the place of one that was lost.
 POSITION = "failures-position.json"
-_VERSION = 1
+# What is counted of mail that Zulip had accepted and failed to post.
+FAILED_INSIDE = "failed inside zulip"
 # Single mails are forgotten this long (seconds) after they were last heard of. Postfix's
 # queue has no mail any longer by then (maximal_queue_lifetime).
-_KEPT = 14 * 86400
+KEPT = 14 * 86400
+# Zulip writes a mail that it failed with into its file at once (seconds, with much to spare).
+_EXPECTED = 3600
 # Counts by the hour are forgotten after this time (seconds).
 _COUNTED = 90 * 86400
 
 # mail: source is postfix, inbox, zulip (a mail that failed there: queue_id is then what it is
 # known by) or operator; recipient is shortened unless there is a copy to deliver again; copy
-# is a file of the quarantine.
+# is a file of the quarantine; tries: how often Zulip has failed with it.
 # unit: a place in Zulip's rate limit, see Unit. count: outcomes by the hour. note: the rest.
-_SCHEMA = """
+# flight: mail that Zulip has and whose outcome is not known, see Flight. place: what Zulip calls the
+# channel of an address. failure: mail in Zulip's file of failed mail that is taken care of.
+# Each version of the journal adds to the one before.
+_SCHEMA = (
+    """
 CREATE TABLE mail (
     id INTEGER PRIMARY KEY, key BLOB UNIQUE, source TEXT NOT NULL, recipient TEXT NOT NULL, sender TEXT NOT NULL,
     queue_id TEXT NOT NULL, size INTEGER NOT NULL, state TEXT NOT NULL, status TEXT NOT NULL DEFAULT '',
@@ -54,22 +61,36 @@ CREATE TABLE unit (
 CREATE TABLE count (hour INTEGER, outcome TEXT, cause TEXT, number INTEGER, PRIMARY KEY (hour, outcome, cause))
     WITHOUT ROWID;
 CREATE TABLE note (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-"""
-_COPIES = "SELECT copy, recipient, sender, queue_id, reason, changed, size, lost FROM mail WHERE copy IS NOT NULL"
+""",
+    """
+UPDATE unit SET consumed = handed, doubt = 0 WHERE consumed IS NULL;
+DELETE FROM unit WHERE consumed IS NULL;
+ALTER TABLE unit DROP COLUMN handed;
+DELETE FROM note WHERE name IN ('feared', 'lost');
+ALTER TABLE mail ADD COLUMN tries INTEGER NOT NULL DEFAULT 0;
+CREATE TABLE flight (
+    id INTEGER PRIMARY KEY, key BLOB UNIQUE NOT NULL, address BLOB NOT NULL, is_reply INTEGER NOT NULL,
+    unit INTEGER, begun REAL NOT NULL, handed REAL, failed REAL, copy TEXT, kind TEXT NOT NULL DEFAULT '',
+    text TEXT NOT NULL DEFAULT '', at REAL);
+CREATE TABLE place (address BLOB PRIMARY KEY, name TEXT NOT NULL, changed REAL NOT NULL) WITHOUT ROWID;
+CREATE TABLE failure (id INTEGER PRIMARY KEY, address BLOB NOT NULL, at REAL NOT NULL);
+""",
+)
+_COPIES = (
+    "SELECT copy, recipient, sender, queue_id, reason, changed, size, lost, state FROM mail WHERE copy IS NOT NULL"
+)
 
 
 @dataclass
 class Unit:
     """A place in Zulip's rate limit, in Unix seconds of the host's clock, as Zulip's limiter.
 
-    opened: when it was taken; handed: when Zulip had answered, None until then; consumed:
-    the latest moment at which Zulip can have counted the mail, None while that is not
+    opened: when it was taken; consumed: when Zulip counted the mail, None while that is not
     known; doubt: there was no answer.
     """
 
     id: int
     opened: float
-    handed: float | None = None
     consumed: float | None = None
     doubt: bool = False
 
@@ -79,6 +100,31 @@ class Ticket(NamedTuple):
 
     journal: int
     unit: int
+
+
+@dataclass
+class Flight:
+    """A mail that is with Zulip; times in Unix seconds.
+
+    key: the mail's; address: of its recipient, see address_of; unit: its place in the rate
+    limit (None: a reply); begun: when the hand-over was begun; handed: when Zulip had accepted it; failed:
+    when Zulip's worker failed with it, which RabbitMQ may give it once more; copy: in the
+    quarantine, once nobody waits for the outcome; kind, text, at: the outcome, as a line of the
+    worker's log has it (worker_log.Line); kind is empty until then.
+    """
+
+    id: int
+    key: bytes
+    address: bytes
+    is_reply: bool
+    unit: Ticket | None
+    begun: float
+    handed: float | None = None
+    failed: float | None = None
+    copy: str | None = None
+    kind: str = ""
+    text: str = ""
+    at: float | None = None
 
 
 class Mail(NamedTuple):
@@ -94,7 +140,8 @@ class Mail(NamedTuple):
 
 class Copy(NamedTuple):
     """A mail in quarantine. refused: Unix seconds; size: bytes of the message; lost: Zulip
-    had accepted it and lost it, so nobody was told, and it stays until it is delivered."""
+    had accepted it, so nobody was told, and it stays until it is delivered; waits: it may have
+    been, Zulip has not said."""
 
     id: str
     recipient: str
@@ -104,6 +151,7 @@ class Copy(NamedTuple):
     refused: float
     size: int
     lost: bool
+    waits: bool = False
 
 
 def key_of(*parts: str | bytes) -> bytes:
@@ -113,6 +161,11 @@ def key_of(*parts: str | bytes) -> bytes:
         encoded = part.encode("utf-8", "surrogateescape") if isinstance(part, str) else part
         digest.update(len(encoded).to_bytes(8, "big") + encoded)
     return digest.digest()
+
+
+def address_of(recipient: str) -> bytes:
+    """By this a recipient's address is known, without giving it away."""
+    return key_of("address", recipient)
 
 
 class Journal:
@@ -177,9 +230,9 @@ class Journal:
         """What has become of a mail, if that is final."""
         with self._look() as database:
             row = database.execute("SELECT state, status, cause, reason FROM mail WHERE key = ?", (key,)).fetchone()
-        if row is None or row[0] not in ("delivered", "refused"):
+        if row is None or row[0] not in ("delivered", "waiting", "refused"):
             return None
-        return Delivered("accepted by Zulip before") if row[0] == "delivered" else Refused(*row[1:])
+        return Refused(*row[1:]) if row[0] == "refused" else Delivered("accepted by Zulip before", row[2])
 
     def delivered(self, keys: Iterable[bytes]) -> list[bool]:
         """Which of these mails Zulip has accepted. They are remembered on while they are asked for."""
@@ -187,15 +240,26 @@ class Journal:
             states = []
             for key in keys:
                 row = database.execute("SELECT id, state, changed FROM mail WHERE key = ?", (key,)).fetchone()
-                states.append(row is not None and row[1] == "delivered")
-                if row is not None and row[2] < time.time() - _KEPT / 2:
+                states.append(row is not None and row[1] in ("delivered", "waiting"))
+                if row is not None and row[2] < time.time() - KEPT / 2:
                     database.execute("UPDATE mail SET changed = ? WHERE id = ?", (time.time(), row[0]))
         return states
+
+    def fails_alone(self, key: bytes) -> int:
+        """How often Zulip has failed with a mail, if it has posted a later one since the last time; else 0."""
+        query = (
+            "SELECT tries FROM mail WHERE key = ?1 AND EXISTS (SELECT 1 FROM mail AS other"
+            " WHERE other.state = 'delivered' AND other.cause = 'posted'"
+            " AND other.copy IS NULL AND other.received > mail.received AND other.changed > mail.changed)"
+        )
+        with self._look() as database:
+            row = database.execute(query, (key,)).fetchone()
+        return 0 if row is None else int(row[0])
 
     def was_handed_over_again(self, mark: str) -> bool:
         """True for a mail that failed inside Zulip and was accepted there once more."""
         with self._look() as database:
-            query = "SELECT 1 FROM mail WHERE source = 'zulip' AND queue_id = ? AND state = 'delivered'"
+            query = "SELECT 1 FROM mail WHERE source = 'zulip' AND queue_id = ? AND state IN ('delivered', 'waiting')"
             return database.execute(query, (mark,)).fetchone() is not None
 
     @staticmethod
@@ -212,10 +276,11 @@ class Journal:
     def finish(
         database: sqlite3.Connection, mail: Mail, verdict: Verdict, copy: str | None = None, lost: bool = False
     ) -> None:
-        """Note what became of a mail, and count it. copy: its file in the quarantine."""
+        """Note what became of a mail, and count it, once that is known. copy: its file in the quarantine."""
         now = time.time()
-        outcome, cause = type(verdict).__name__.lower(), cause_of(verdict)
-        status, reason = ("", "") if isinstance(verdict, Delivered) else (verdict.status, verdict.reason)
+        outcome, cause = type(verdict).__name__.lower(), verdict.cause
+        state = WAITING if cause == WAITING else outcome
+        status, reason = ("", verdict.note) if isinstance(verdict, Delivered) else (verdict.status, verdict.reason)
         recipient = redact(mail.recipient) if copy is None else mail.recipient
         database.execute(
             "INSERT INTO mail (key, source, recipient, sender, queue_id, size, state, status, cause, reason, received,"
@@ -224,9 +289,24 @@ class Journal:
             " cause = excluded.cause, reason = excluded.reason, changed = excluded.changed, copy = excluded.copy,"
             " lost = excluded.lost",
             (*(mail.key, mail.source, recipient, mail.sender, mail.queue_id, mail.size),
-             *(outcome, status, cause, reason, now, now, copy, lost)),
+             *(state, status, cause, reason, now, now, copy, lost)),
         )  # fmt: skip
-        add_to_count(database, outcome, cause)
+        if isinstance(verdict, Deferred) and verdict.counted:
+            database.execute("UPDATE mail SET tries = tries + 1 WHERE key = ?", (mail.key,))
+        if state == outcome:
+            add_to_count(database, outcome, cause)
+
+    @staticmethod
+    def told_late(database: sqlite3.Connection, copy: str, verdict: Verdict) -> None:
+        """Note what became of a mail of which there is this copy, and count it."""
+        is_good = isinstance(verdict, Delivered)
+        status, reason = ("", verdict.note) if isinstance(verdict, Delivered) else ("5.3.0", verdict.reason)
+        database.execute(
+            "UPDATE mail SET state = ?, status = ?, cause = ?, reason = ?, changed = ? WHERE copy = ?",
+            ("delivered" if is_good else "refused", status, verdict.cause, reason, time.time(), copy),
+        )
+        if verdict.cause != WAITING:
+            add_to_count(database, *(("delivered", verdict.cause) if is_good else (FAILED_INSIDE, "quarantined")))
 
     # --- Counters, and what else is to be remembered
 
@@ -260,11 +340,10 @@ class Journal:
         """The units that were not consumed before that time, oldest first."""
         with self._look() as database:
             rows = database.execute(
-                "SELECT id, opened, handed, consumed, doubt FROM unit WHERE consumed IS NULL OR consumed > ?"
-                " ORDER BY id",
+                "SELECT id, opened, consumed, doubt FROM unit WHERE consumed IS NULL OR consumed > ? ORDER BY id",
                 (since,),
             )
-            return [Unit(row[0], row[1], row[2], row[3], bool(row[4])) for row in rows]
+            return [Unit(row[0], row[1], row[2], bool(row[3])) for row in rows]
 
     def open_unit(self, database: sqlite3.Connection, now: float) -> Ticket:
         """Take a unit."""
@@ -278,20 +357,95 @@ class Journal:
     @staticmethod
     def add_consumed(database: sqlite3.Connection, times: Iterable[float]) -> None:
         """Note what Zulip has counted without us, or before we knew."""
-        database.executemany("INSERT INTO unit (opened, handed, consumed) VALUES (?1, ?1, ?1)", ((at,) for at in times))
+        database.executemany("INSERT INTO unit (opened, consumed) VALUES (?1, ?1)", ((at,) for at in times))
 
     @staticmethod
     def save_units(database: sqlite3.Connection, units: Iterable[Unit]) -> None:
         """Write back what is known of units by now."""
         database.executemany(
-            "UPDATE unit SET opened = ?, handed = ?, consumed = ?, doubt = ? WHERE id = ?",
-            ((unit.opened, unit.handed, unit.consumed, unit.doubt, unit.id) for unit in units),
+            "UPDATE unit SET opened = ?, consumed = ?, doubt = ? WHERE id = ?",
+            ((unit.opened, unit.consumed, unit.doubt, unit.id) for unit in units),
         )
+
+    def settle_unit(self, database: sqlite3.Connection, ticket: Ticket, at: float | None) -> None:
+        """Zulip has counted the mail at that time (Unix seconds), or not at all."""
+        if not self.has_issued(ticket):  # it was lost meanwhile, and the unit with it
+            self.add_consumed(database, [] if at is None else [at])
+        elif at is None:
+            self.remove_unit(database, ticket.unit)
+        else:
+            database.execute("UPDATE unit SET consumed = ? WHERE id = ?", (at, ticket.unit))
+
+    @staticmethod
+    def add_another(database: sqlite3.Connection, at: float) -> None:
+        """Zulip has counted a mail of another producer, or one that was in doubt, at that time."""
+        query = "UPDATE unit SET consumed = ?, doubt = 0 WHERE id = (SELECT min(id) FROM unit WHERE doubt = 1)"
+        if not database.execute(query, (at,)).rowcount:
+            database.execute("INSERT INTO unit (opened, consumed) VALUES (?1, ?1)", (at,))
 
     @staticmethod
     def remove_unit(database: sqlite3.Connection, number: int) -> None:
         """Give a unit back: Zulip has surely not counted the mail."""
         database.execute("DELETE FROM unit WHERE id = ?", (number,))
+
+    # --- Mail that is with Zulip
+
+    @staticmethod
+    def open_flight(
+        database: sqlite3.Connection, key: bytes, address: bytes, is_reply: bool, unit: Ticket | None, now: float
+    ) -> Flight:
+        """Note that a mail is about to be handed over."""
+        database.execute("DELETE FROM flight WHERE key = ?", (key,))
+        number = database.execute(
+            "INSERT INTO flight (key, address, is_reply, unit, begun) VALUES (?, ?, ?, ?, ?)",
+            (key, address, is_reply, None if unit is None else unit.unit, now),
+        ).lastrowid
+        return Flight(int(number or 0), key, address, is_reply, unit, now)
+
+    @staticmethod
+    def save_flight(database: sqlite3.Connection, flight: Flight) -> None:
+        """Write back what is known of it by now."""
+        database.execute(
+            "UPDATE flight SET handed = ?, failed = ?, copy = ?, kind = ?, text = ?, at = ? WHERE key = ?",
+            (flight.handed, flight.failed, flight.copy, flight.kind, flight.text, flight.at, flight.key),
+        )
+
+    @staticmethod
+    def close_flight(database: sqlite3.Connection, flight: Flight) -> None:
+        """Its outcome is dealt with."""
+        database.execute("DELETE FROM flight WHERE key = ?", (flight.key,))
+
+    def flights(self) -> list[Flight]:
+        """All that are under way, in the order of their hand-over."""
+        with self._look() as database:
+            rows = database.execute(
+                "SELECT id, key, address, is_reply, unit, begun, handed, failed, copy, kind, text, at FROM flight"
+                " ORDER BY id"
+            )
+            return [_flight(row, self._generation) for row in rows]
+
+    @staticmethod
+    def learn_place(database: sqlite3.Connection, address: bytes, name: str) -> None:
+        """What Zulip calls the channel of this address."""
+        database.execute("INSERT OR REPLACE INTO place VALUES (?, ?, ?)", (address, name, time.time()))
+
+    def place(self, address: bytes) -> str:
+        """What Zulip called it last; empty if that is not known."""
+        with self._look() as database:
+            row = database.execute("SELECT name FROM place WHERE address = ?", (address,)).fetchone()
+        return "" if row is None else str(row[0])
+
+    @staticmethod
+    def expect_failure(database: sqlite3.Connection, address: bytes) -> None:
+        """Zulip has written, or will write, a mail for this address into its file of failed mail; it is in
+        good hands."""
+        database.execute("INSERT INTO failure (address, at) VALUES (?, ?)", (address, time.time()))
+
+    @staticmethod
+    def is_expected_failure(database: sqlite3.Connection, address: bytes) -> bool:
+        """True, once for each that was expected."""
+        query = "DELETE FROM failure WHERE id = (SELECT min(id) FROM failure WHERE address = ?)"
+        return database.execute(query, (address,)).rowcount > 0
 
     # --- The quarantine's index
 
@@ -318,12 +472,12 @@ class Journal:
             query = "SELECT total(size) FROM mail WHERE copy IS NOT NULL AND lost = 0"
             return int(database.execute(query).fetchone()[0])
 
-    def number_of_copies(self) -> tuple[int, int]:
-        """All in quarantine, and those of them that Zulip lost."""
+    def number_of_copies(self) -> tuple[int, int, int]:
+        """All in quarantine, those of them that Zulip lost, and those of which it has not said."""
         with self._look() as database:
-            query = "SELECT count(*), total(lost) FROM mail WHERE copy IS NOT NULL"
-            all_, lost = database.execute(query).fetchone()
-            return int(all_), int(lost)
+            query = "SELECT count(*), total(lost), total(state = ?) FROM mail WHERE copy IS NOT NULL"
+            all_, lost, waiting = database.execute(query, (WAITING,)).fetchone()
+            return int(all_), int(lost - waiting), int(waiting)
 
     def index_copy(self, copy: Copy) -> None:
         """Take up a copy that the journal does not know."""
@@ -353,9 +507,11 @@ class Journal:
             database.execute(
                 "DELETE FROM mail WHERE id IN"
                 " (SELECT id FROM mail WHERE copy IS NULL AND changed < ? ORDER BY changed LIMIT 1000)",
-                (now - _KEPT,),
+                (now - KEPT,),
             )
             database.execute("DELETE FROM count WHERE hour < ?", ((now - _COUNTED) // 3600,))
+            database.execute("DELETE FROM place WHERE changed < ?", (now - _COUNTED,))
+            database.execute("DELETE FROM failure WHERE at < ?", (now - _EXPECTED,))
 
     def forget_units(self, before: float) -> None:
         """Forget units that were consumed before that time (Unix seconds)."""
@@ -393,16 +549,16 @@ class Journal:
             version = database.execute("PRAGMA user_version").fetchone()[0]
             if self._create and not is_new and database.execute("PRAGMA quick_check(1)").fetchone() != ("ok",):
                 raise sqlite3.DatabaseError("database disk image is malformed")
-            if version == 0 and not self._create:
+            if version < len(_SCHEMA) and not self._create:
                 raise self._missing()
-            if version == 0:
-                lost = json.dumps(self._path.with_name(POSITION).exists())
-                notes = {"since": str(time.time()), "consumption unknown": "true", "lost": lost}
-                first = "INSERT INTO note VALUES " + ", ".join(f"('{name}', '{notes[name]}')" for name in notes) + ";"
-                database.executescript(f"BEGIN;{_SCHEMA}{first}PRAGMA user_version = {_VERSION};COMMIT")
-                self._generation += 1
-                self._began_anew = True
-            elif version > _VERSION:
+            if version < len(_SCHEMA):
+                script = "".join(_SCHEMA[version:])
+                if version == 0:
+                    script += f"INSERT INTO note VALUES ('since', '{time.time()}'), ('consumption unknown', 'true');"
+                    self._generation += 1
+                    self._began_anew = True
+                database.executescript(f"BEGIN;{script}PRAGMA user_version = {len(_SCHEMA)};COMMIT")
+            elif version > len(_SCHEMA):
                 what = f"{self._path} was written by a later version of the gateway"
                 raise Trouble("4.3.5", "journal", f"{what}; run playbooks/site.yml")
         except BaseException:
@@ -438,11 +594,6 @@ class Journal:
         return True
 
 
-def cause_of(verdict: Verdict) -> str:
-    """What an outcome is counted by."""
-    return verdict.cause if isinstance(verdict, (Deferred, Refused)) else "accepted"
-
-
 def add_to_count(
     database: sqlite3.Connection, outcome: str, cause: str, number: int = 1, hour: int | None = None
 ) -> None:
@@ -458,5 +609,10 @@ def _is_damage(error: sqlite3.Error) -> bool:
     return type(error) is sqlite3.DatabaseError
 
 
+def _flight(row: tuple[Any, ...], journal: int) -> Flight:
+    unit = None if row[4] is None else Ticket(journal, row[4])
+    return Flight(row[0], row[1], row[2], bool(row[3]), unit, *row[5:])
+
+
 def _copy(row: tuple[Any, ...]) -> Copy:
-    return Copy._make((*row[:7], bool(row[7])))
+    return Copy._make((*row[:7], bool(row[7]), row[8] == WAITING))

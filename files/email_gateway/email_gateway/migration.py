@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from . import files
 from .gateway import Gateway
-from .journal import POSITION, Copy, Journal, Mail, add_to_count, key_of
+from .journal import FAILED_INSIDE, POSITION, Copy, Journal, Mail, add_to_count, key_of
 from .message import Message
 from .quarantine import FOLDER
 from .verdict import Trouble
@@ -50,7 +51,8 @@ def _read(path: Path) -> dict[str, Any]:
 def _state(state: dict[str, Any], journal: Journal, database: sqlite3.Connection) -> None:
     try:
         slots = [
-            (float(slot["opened"]), _moment(slot["handed"]), _moment(slot["consumed"]), bool(slot["doubt"]))
+            # What is not known to be consumed will have been by now.
+            (float(slot["opened"]), time.time() if slot["consumed"] is None else float(slot["consumed"]))
             for slot in state["slots"]
         ]
         counts = [
@@ -62,7 +64,7 @@ def _state(state: dict[str, Any], journal: Journal, database: sqlite3.Connection
         accepted = [(str(inbox), str(int(uid))) for inbox, uid in state.get("accepted", [])]
     except (KeyError, TypeError, ValueError, AttributeError):
         return  # damaged: the new journal says that it knows nothing
-    database.executemany("INSERT INTO unit (opened, handed, consumed, doubt) VALUES (?, ?, ?, ?)", slots)
+    database.executemany("INSERT INTO unit (opened, consumed) VALUES (?, ?)", slots)
     for outcome, cause, number in counts:
         add_to_count(database, outcome, cause, number, int(since // 3600))
     for inbox, uid in accepted:
@@ -76,10 +78,6 @@ def _state(state: dict[str, Any], journal: Journal, database: sqlite3.Connection
         journal.write_note(database, "endpoint", state["endpoint"])
 
 
-def _moment(value: Any) -> float | None:
-    return None if value is None else float(value)
-
-
 def _recovery(recovery: Any, journal: Journal, database: sqlite3.Connection, folder: Path) -> None:
     with suppress(KeyError, TypeError, ValueError, AttributeError):
         position = {"inode": int(recovery["inode"]), "offset": int(recovery["offset"]), "generation": 0}
@@ -88,7 +86,7 @@ def _recovery(recovery: Any, journal: Journal, database: sqlite3.Connection, fol
             journal.begin(database, mail)
             database.execute("UPDATE mail SET state = 'delivered' WHERE key = ?", (mail.key,))
         for outcome, number in recovery["counts"].items():
-            add_to_count(database, "failed inside zulip", outcome, int(number))
+            add_to_count(database, FAILED_INSIDE, outcome, int(number))
         files.write(folder / POSITION, [json.dumps(position).encode()])
 
 

@@ -56,6 +56,11 @@ class Quarantine:
             what = f"cannot keep a copy in {self.folder}: {error.strerror}"
             raise Trouble("4.3.0", "quarantine", f"{what}; look at its free space") from error
 
+    def discard(self, name: str) -> None:
+        """Remove a copy that the journal does not know."""
+        with suppress(OSError):
+            self.path(name).unlink()
+
     def path(self, name: str) -> Path:
         """The file of a copy."""
         return self.folder / f"{name}{SUFFIX}"
@@ -92,7 +97,7 @@ class Quarantine:
         """
         moment, number = time.time() - older_than_days * 86400, 0
         for copy in self._journal.copies():
-            if copy.refused <= moment and (lost_too or not copy.lost):
+            if copy.refused <= moment and not copy.waits and (lost_too or not copy.lost):
                 self.remove(copy.id)
                 number += 1
         return number

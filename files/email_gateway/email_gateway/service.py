@@ -20,7 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from . import config, migration
+from . import config, late, migration, revival
 from .addresses import redact
 from .backend import prove
 from .failures import Failures
@@ -56,7 +56,6 @@ class Service:
         self._read: tuple[object, ...] = ()
         self._stopping = threading.Event()
         self._threads: set[threading.Thread] = set()
-        self._pause = 0.0
 
     def gateway(self) -> Gateway:
         """The gateway as configured now; raises Trouble."""
@@ -65,9 +64,8 @@ class Service:
             if self._gateway is not None and self._read == (stamp, _stamp(self._gateway.config.credential)):
                 return self._gateway
             loaded = config.load(self._configuration)
-            if self._journal is None:
-                self._journal = _opened(loaded)
-            fresh = Gateway(loaded, self._journal)
+            fresh = _opened(loaded) if self._journal is None else Gateway(loaded, self._journal)
+            self._journal = fresh.journal
             fresh.stopping = self._stopping
             if self._gateway is not None:
                 self._gateway.close()
@@ -174,8 +172,12 @@ class Service:
         return answer(Deferred("4.3.5", "request", f"the service does not know the request {verb!r}"))
 
     def _in_the_background(self) -> None:
-        """What failed inside Zulip, and what there is to tidy: neither holds up the other."""
-        jobs: list[tuple[Callable[[], float], float]] = [(self._take_up_failures, 0.0), (self._tidy, 0.0)]
+        """What failed inside Zulip or is told late, and what there is to tidy: none goes for long."""
+        failures = _patiently(lambda: Failures(self.gateway()).run())
+        overdue = _patiently(lambda: late.take_up(self.gateway()))
+        jobs: list[tuple[Callable[[], float], float]] = [
+            *((failures, 0.0), (overdue, 0.0), (self._revive, 0.0), (self._tidy, 0.0)),
+        ]
         said: set[str] = set()
         while True:
             now = time.monotonic()
@@ -194,13 +196,10 @@ class Service:
             if self._stopping.wait(_TICK):
                 return
 
-    def _take_up_failures(self) -> float:
-        """Seconds until the next look: longer each time while Zulip does not take them."""
-        told, waits = Failures(self.gateway()).run()
-        for line in told:
-            say(line)
-        self._pause = min(max(2 * self._pause, _FIRST_PAUSE), _LONGEST_PAUSE) if waits else 0.0
-        return self._pause
+    def _revive(self) -> float:
+        if revival.revive(self.gateway()):
+            say("Zulip's mail server answers nothing but 500, and is restarted")
+        return _TICK
 
     def _tidy(self) -> float:
         gateway = self.gateway()
@@ -208,6 +207,22 @@ class Service:
             gateway.quarantine.reindex()
         gateway.tidy()
         return _TIDY
+
+
+def _patiently(work: Callable[[], tuple[list[str], Deferred | None]]) -> Callable[[], float]:
+    """Do the work and tell what it did; seconds until the next time: longer each time while Zulip
+    does not take the mail."""
+    pause = 0.0
+
+    def run() -> float:
+        nonlocal pause
+        told, waits = work()
+        for line in told:
+            say(line)
+        pause = min(max(2 * pause, _FIRST_PAUSE), _LONGEST_PAUSE) if waits else 0.0
+        return pause
+
+    return run
 
 
 def _deliver(gateway: Gateway, fields: Fields, descriptor: int) -> Verdict:
@@ -234,6 +249,8 @@ def _replay(gateway: Gateway, name: str, to: str) -> str:
     copy = gateway.journal.copy(name)
     if copy is None:
         return f"1 no mail {name!r} in quarantine; see: quarantine list\n"
+    if copy.waits:
+        return f"75 {name}: {copy.reason}; once that is told it leaves the quarantine, or can be delivered again\n"
     envelope = Envelope(to or copy.recipient, copy.sender, copy.queue_id)
     verdict = gateway.deliver(envelope, gateway.quarantine.message(name, gateway.spool), keep_refused=False)
     if isinstance(verdict, Delivered):
@@ -262,8 +279,8 @@ def _request(connection: socket.socket) -> tuple[str, Fields, int | None]:
     return verb, dict(field.partition("=")[::2] for field in fields), descriptors[0] if descriptors else None
 
 
-def _opened(loaded: config.Config) -> Journal:
-    """The journal, with what earlier versions of the gateway have left; raises Trouble."""
+def _opened(loaded: config.Config) -> Gateway:
+    """The first gateway, with what earlier versions and former runs have left; raises Trouble."""
     journal = Journal(loaded.state_dir)
     try:
         spool = loaded.state_dir / SPOOL
@@ -275,9 +292,10 @@ def _opened(loaded: config.Config) -> Journal:
         raise Trouble("4.3.0", "spool", f"cannot use {loaded.state_dir}: {error.strerror}") from error
     gateway = Gateway(loaded, journal)
     migration.run(loaded.state_dir, gateway)
-    gateway.pace.nothing_in_flight()
+    gateway.outcomes.after_a_start()
+    gateway.pace.after_a_start()
     gateway.quarantine.reindex()
-    return journal
+    return gateway
 
 
 def _stamp(path: Path) -> tuple[int, ...]:

@@ -8,55 +8,62 @@ import subprocess
 import time
 from typing import Any
 
+from . import worker_log
 from .addresses import redact
 from .config import Config
-from .journal import Journal
+from .journal import FAILED_INSIDE, Journal
 from .pace import Pace, seconds_on_hold, usage, windows_of
+from .revival import RESTARTED
 
 
 def collect(config: Config) -> dict[str, Any]:
     """Everything `status` tells, as plain data. Changes nothing; raises Trouble."""
     now = time.time()
     journal = Journal(config.state_dir, create=False)
-    units, statistics = Pace(config, journal).look()
+    units = Pace(config, journal).look()
     counts = journal.counts()
-    copies, lost = journal.number_of_copies()
+    copies, lost, waiting = journal.number_of_copies()
+    log = worker_log.find(config.logs)
     return {
         "since": journal.note("since"),
-        "failed_inside_zulip": counts.pop("failed inside zulip", {}),
+        "failed_inside_zulip": counts.pop(FAILED_INSIDE, {}),
         "counts": counts,
         "quarantine": copies,
+        "server_restarts": sum(counts.pop(RESTARTED, {}).values()),
         "lost": lost,
+        "waiting": waiting,
         "windows": [
             {"limit": window.limit, "seconds": window.seconds, "used": used}
-            for window, used in usage(units, windows_of(config, statistics), now)
+            for window, used in usage(units, windows_of(config), now)
         ],
-        "in_flight": sum(unit.consumed is None for unit in units),
-        "worker_statistics": statistics is not None or not config.worker_counts,
+        "under_way": sum(not flight.kind for flight in journal.flights()),
+        "worker_log": None if log is None else str(log),
         "hold": seconds_on_hold(journal.note("hold"), now),
         "damaged": journal.damaged(),
         "queue": _queue(),
     }
 
 
-def render(facts: dict[str, Any], queue_stats: object) -> str:
+def render(facts: dict[str, Any], logs: object) -> str:
     """The same for reading."""
     lines = [f"Since {time.strftime('%Y-%m-%d %H:%M', time.localtime(facts['since']))}:"]
     for kind in ("delivered", "deferred", "refused"):
         causes = facts["counts"].get(kind, {})
         why = ", ".join(f"{cause} {number}" for cause, number in sorted(causes.items()))
-        lines.append(f"  {kind:<10} {sum(causes.values()):>6}" + (f"  ({why})" if kind != "delivered" and why else ""))
+        lines.append(f"  {kind:<10} {sum(causes.values()):>6}" + (f"  ({why})" if why else ""))
     for outcome, number in sorted(facts["failed_inside_zulip"].items()):
         lines.append(f"  failed inside Zulip, {outcome}: {number}")
-    lines.append(f"In quarantine: {facts['quarantine']}")
+    if facts["server_restarts"]:
+        what = "Zulip's mail server was restarted because it answered nothing but 500"
+        lines.append(f"  {what}: {facts['server_restarts']}")
+    lines.append(f"With Zulip, not yet posted: {facts['under_way']}")
+    why = ", ".join(f"{name} {facts[name]}" for name in ("lost", "waiting") if facts[name])
+    lines.append(f"In quarantine: {facts['quarantine']}" + (f"  ({why})" if why else ""))
     lines.append("Rate limit (mails that count now):")
     for window in facts["windows"]:
         lines.append(f"  {window['used']:>4} of {window['limit']} in {window['seconds']:g} s")
-    lines.append(
-        f"  {facts['in_flight']:>4} of them not yet known to be consumed by Zulip's worker (normal for the last ones)"
-    )
-    if not facts["worker_statistics"]:
-        lines.append(f"  {queue_stats} is missing or makes no sense: windows are stretched instead")
+    if facts["worker_log"] is None:
+        lines.append(f"No log of Zulip's worker can be read in {logs}: whether mail was posted is not known here")
     if facts["hold"]:
         why = "Zulip says that its limit is used up, or does not answer"
         lines.append(f"  {why}; the next try is in {facts['hold']:.0f} s")

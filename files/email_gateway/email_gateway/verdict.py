@@ -27,8 +27,15 @@ SIGNATURE = "Zulip mail gateway:"
 RATE_LIMITED = "rate limit"
 # The cause of a mail that Zulip was given and did not answer for.
 NO_ANSWER = "no answer"
+# The cause of a mail in which Zulip finds nothing to post.
+NO_TEXT = "no text"
 # The cause of a mail whose delivery was not begun because the service ends.
 STOPPING = "stopping"
+
+# What is known of a mail that was delivered: that Zulip has posted it; that Zulip has accepted
+# it, which is all that can be known; that Zulip makes nothing of it, on purpose; that Zulip has
+# accepted it, and will say what became of it.
+POSTED, ACCEPTED, DROPPED, WAITING = "posted", "accepted", "dropped", "waiting"
 
 # What Zulip says of an address that does not match its EMAIL_GATEWAY_PATTERN. Ours
 # all do, so this is a verdict on the settings and not on the mail.
@@ -36,9 +43,10 @@ _NOT_OUR_PATTERN = "Address not recognized by gateway"
 
 
 class Delivered(NamedTuple):
-    """Zulip has accepted the mail."""
+    """Zulip has the mail. cause: what is known of it, POSTED to WAITING."""
 
     note: str = "accepted by Zulip"
+    cause: str = ACCEPTED
 
 
 class Deferred(NamedTuple):
@@ -127,15 +135,14 @@ def exit_status(verdict: Verdict) -> int:
 
 def answer(verdict: Verdict) -> str:
     """What the service tells its client: exit status and line for pipe(8), then the cause."""
-    cause = "accepted" if isinstance(verdict, Delivered) else verdict.cause
-    return f"{exit_status(verdict)} {pipe_line(verdict)}\n{cause}\n"
+    return f"{exit_status(verdict)} {pipe_line(verdict)}\n{verdict.cause}\n"
 
 
 def understood(status: int, line: str, cause: str) -> Verdict:
     """The verdict that the service told with answer()."""
     code, _, text = line.partition(" ")
     if status == EX_OK:
-        return Delivered(text)
+        return Delivered(text, cause)
     if status == EX_UNAVAILABLE:
         return Refused(code, cause, text.removeprefix(f"{SIGNATURE} "))
     return Deferred(code, cause, text)

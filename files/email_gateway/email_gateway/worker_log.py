@@ -1,7 +1,8 @@
-"""What Zulip's email_mirror worker has consumed lately, by its own log.
+"""What Zulip's email_mirror worker tells in its log about each mail.
 
-It writes one line for each mail within milliseconds of having consumed it
-(zerver/lib/email_mirror.py), into a log of its own and into the one of all workers:
+It takes the mails of its queue in order, one after the other, and writes one line for each
+within milliseconds of having consumed it (zerver/lib/email_mirror.py, zerver/worker/
+email_mirror.py), into the log of all workers and into supervisor's copy of its output:
 
     2026-11-25 02:47:44.941 INFO [zerver.lib.email_mirror] Successfully processed ...
 
@@ -15,22 +16,158 @@ import math
 import os
 import re
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
-# Of these the one written last: its own (supervisor's copy of its output), the one of a
-# process that serves all queues, the one of all workers.
-NAMES = ("events_email_mirror.log", "events.log", "workers.log")
+# The log of all workers, the one of this worker, the one of a process that serves all queues.
+NAMES = ("workers.log", "events_email_mirror.log", "events.log")
+ERRORS = "errors.log"
+# One that was written so much later (seconds) than another is followed in its place.
+_LATER = 60.0
 # Where the last hour does not lie within so many bytes of the end, it is not known.
 _MOST = 2**24
+# Read at a time (bytes). A longer line is none of those that tell of mail.
+_PIECE = 2**20
 
+POSTED, REPLY_POSTED = "posted", "reply posted"
+NO_TEXT, NO_BODY, NOT_ALLOWED, NOT_QUEUED = "no text", "no body", "not allowed", "not queued"
+INACTIVE, GONE, AUTOMATIC = "inactive", "gone", "automatic"
+RATE_LIMITED, TIMED_OUT, FAILED, RESTARTS = "rate limited", "timed out", "failed", "restarts"
+
+_KINDS = {
+    REPLY_POSTED: rb"Successfully processed email from user \d+ to (.*)",
+    POSTED: rb"Successfully processed email to (.*)",
+    NO_TEXT: rb"Email has no nonempty body()",
+    NO_BODY: rb"Unable to find plaintext or HTML()",
+    NOT_ALLOWED: rb"Failed to process email to .*?\): (.*)",
+    # Zulip then says "Successfully processed" all the same (zerver/actions/message_send.py).
+    NOT_QUEUED: rb"Error queueing internal message by emailgateway@[^ ]*: (.*)",
+    INACTIVE: rb"Sending user is not active()",
+    GONE: rb"Sender: ()",
+    AUTOMATIC: rb"Dropping auto-(?:replied|generated) message()",
+    RATE_LIMITED: rb"MirrorWorker: Rejecting an email from: ()",
+    TIMED_OUT: rb"Timed out ingesting message-id ()",
+    FAILED: rb"(?:Problem handling data on queue|Timed out in) email_mirror\b()",
+    RESTARTS: rb"\*\*\* Sending self SIGUSR1 to trigger a restart()",
+}
+_NUMBERED = tuple(_KINDS)
 _TIME = re.compile(rb"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d)[.,](\d{3}) ")
-# Mail to a channel that has passed the limit. Replies ("from user N") are never counted;
-# what was over the limit was not counted either.
-_CONSUMED = re.compile(
-    rb"\[zerver\.(?:lib\.email_mirror|worker\.email_mirror)\] "
-    rb"(?:Successfully processed email (?!from user)|Email has no nonempty body|Unable to find plaintext or HTML"
-    rb"|Timed out ingesting|Failed to process email|Sender: )"
+_FIRST_TIME = re.compile(rb"^" + _TIME.pattern, re.MULTILINE)
+_LINE = re.compile(
+    rb"^" + _TIME.pattern + rb"[A-Z]+ +(?:\[[^\]\n]*\] )?(?:" + rb"|".join(_KINDS.values()) + rb")", re.MULTILINE
 )
+
+
+class Line(NamedTuple):
+    """What a line tells. at: Unix seconds; kind: one of those above; text: the channel that
+    was posted to, or why it was not."""
+
+    at: float
+    kind: str
+    text: str = ""
+
+    @property
+    def is_outcome(self) -> bool:
+        """True if it tells what has become of a mail."""
+        return self.kind not in (NOT_QUEUED, RESTARTS)
+
+    @property
+    def counts(self) -> bool:
+        """True if the mail may have counted in Zulip's rate limit: replies never do, nor what is over it."""
+        return self.is_outcome and self.kind not in (REPLY_POSTED, RATE_LIMITED, INACTIVE, AUTOMATIC)
+
+
+class Position(NamedTuple):
+    """How far a log was read."""
+
+    name: str
+    inode: int
+    offset: int
+
+
+class Follower:
+    """Reads what is added to the first of the logs `names` that there is, through any rotation.
+
+    position: where to go on; None for the end of what there is.
+    """
+
+    def __init__(self, folder: Path, names: tuple[str, ...] = NAMES, position: Position | None = None) -> None:
+        self._folder, self._names = folder, names
+        self.position = position
+        self._descriptor: int | None = None
+        # A log that was not there is read from its beginning.
+        self._is_new = False
+
+    def read(self) -> list[Line]:
+        """The lines that tell of mail and were added since the last call; none where the log
+        cannot be read."""
+        lines: list[Line] = []
+        with suppress(OSError):
+            path = self._path()
+            if path is None:
+                self._is_new = not any((self._folder / name).exists() for name in self._names)
+                return lines
+            if self._descriptor is None or self.position is None or self.position.name != path.name:
+                self._begin(path)
+            lines += self._rest()
+            if self.position and path.exists() and path.stat().st_ino != self.position.inode:
+                lines += self._rest()  # it was renamed: what was written until then
+                self._open(path, 0)
+                lines += self._rest()
+        return lines
+
+    def _path(self) -> Path | None:
+        """The log that was followed so far, though it may be missing for a moment when it is rotated,
+        unless another has been written to for longer."""
+        found = find(self._folder, self._names)
+        if found is None or self.position is None or found.name == self.position.name:
+            return found
+        path = self._folder / self.position.name
+        if self._descriptor is None:
+            return path if os.access(path, os.R_OK) else found
+        return found if found.stat().st_mtime > os.fstat(self._descriptor).st_mtime + _LATER else path
+
+    def _begin(self, path: Path) -> None:
+        position = self.position
+        if position is None or position.name != path.name:
+            self._open(path, 0 if self._is_new and position is None else path.stat().st_size)
+            return
+        for place in (path, *path.parent.glob(f"{path.name}.*")):
+            if place.stat().st_ino == position.inode:
+                self._open(place, position.offset, path.name)
+                return
+        self._open(path, 0)  # what was read is gone
+
+    def _open(self, path: Path, offset: int, name: str = "") -> None:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+        self._descriptor = descriptor
+        self.position = Position(name or path.name, os.fstat(descriptor).st_ino, offset)
+
+    def _rest(self) -> Iterator[Line]:
+        """The complete lines behind the position."""
+        assert self._descriptor is not None and self.position is not None
+        if os.fstat(self._descriptor).st_size < self.position.offset:  # it was emptied
+            self.position = self.position._replace(offset=0)
+        for text, end in _complete_lines(self._descriptor, self.position.offset):
+            self.position = self.position._replace(offset=end)
+            yield from _lines(text)
+
+
+def find(folder: Path, names: tuple[str, ...] = NAMES) -> Path | None:
+    """The log to follow, None where none can be read."""
+    found: Path | None = None
+    written = -math.inf
+    for name in names:
+        path = folder / name
+        with suppress(OSError):
+            at = path.stat().st_mtime
+            if at > written + _LATER and os.access(path, os.R_OK):
+                found, written = path, at
+    return found
 
 
 def consumed_since(folder: Path, moment: float) -> list[float] | None:
@@ -39,39 +176,51 @@ def consumed_since(folder: Path, moment: float) -> list[float] | None:
     None if that cannot be known: no log, or one that cannot be read or tells too little.
     """
     try:
-        logs = sorted((path.stat().st_mtime, path) for name in NAMES if (path := folder / name).exists())
-        if not logs:
+        path = find(folder)
+        if path is None:
             return None
-        path = logs[-1][1]
-        consumed, known_since = _read(path)
+        consumed, known_since = _tail(path)
         rotated = path.with_name(f"{path.name}.1")
         if known_since > moment and rotated.exists():
-            older, known_since = _read(rotated)
+            older, known_since = _tail(rotated)
             consumed = older + consumed
     except OSError:
         return None
     return [at for at in consumed if at >= moment] if known_since <= moment else None
 
 
-def _read(path: Path) -> tuple[list[float], float]:
+def _tail(path: Path) -> tuple[list[float], float]:
     """When mail was consumed by the end of a log, and since when that is complete."""
+    consumed, first = list[float](), math.inf
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
-        file.seek(max(0, size - _MOST))
-        consumed, first = [], None
-        for line in file:
-            if (first is None or _CONSUMED.search(line)) and (match := _TIME.match(line)):
-                try:
-                    at = _seconds(match)
-                except ValueError:
-                    continue  # no date
-                first = at if first is None else first
-                if _CONSUMED.search(line):
-                    consumed.append(at)
+        for text, _ in _complete_lines(file.fileno(), max(0, size - _MOST)):
+            if first == math.inf and (match := _FIRST_TIME.search(text)):
+                with suppress(ValueError):
+                    first = _seconds(match[1], match[2])
+            consumed += [line.at for line in _lines(text) if line.counts]
     if size <= _MOST and path.name in NAMES and not list(path.parent.glob(f"{path.name}.*")):
         return consumed, 0.0  # all there ever was
-    return consumed, math.inf if first is None else first
+    return consumed, first
 
 
-def _seconds(match: re.Match[bytes]) -> float:
-    return calendar.timegm(time.strptime(match[1].decode(), "%Y-%m-%d %H:%M:%S")) + int(match[2]) / 1000
+def _complete_lines(descriptor: int, offset: int) -> Iterator[tuple[bytes, int]]:
+    """What is behind `offset`, but for an unfinished line; and where each piece ends."""
+    while text := os.pread(descriptor, _PIECE, offset):
+        end = text.rfind(b"\n") + 1 or (len(text) if len(text) == _PIECE else 0)
+        if not end:
+            return
+        offset += end
+        yield text[:end], offset
+
+
+def _lines(text: bytes) -> Iterator[Line]:
+    for match in _LINE.finditer(text):
+        number = next(number for number in range(3, len(_NUMBERED) + 3) if match[number] is not None)
+        with suppress(ValueError):  # no date
+            told = match[number].decode("utf-8", "replace").strip()
+            yield Line(_seconds(match[1], match[2]), _NUMBERED[number - 3], told)
+
+
+def _seconds(date: bytes, milliseconds: bytes) -> float:
+    return calendar.timegm(time.strptime(date.decode(), "%Y-%m-%d %H:%M:%S")) + int(milliseconds) / 1000

@@ -148,7 +148,7 @@ def test_unknown_token_is_told_and_kept_and_can_be_replayed(mx, subject):
         "python3 -c \"import sqlite3; d = sqlite3.connect('/var/lib/zulip-standin/zulip.sqlite');"
         f"d.execute('INSERT INTO channel VALUES (?, ?, ?)', ('{token[-6:]}', 'new', '{token}')); d.commit()\""
     )
-    assert "accepted by Zulip" in mx.sh(f"zulip-email-gateway quarantine replay {number}")
+    assert "posted in Zulip" in mx.sh(f"zulip-email-gateway quarantine replay {number}")
     mx.wait_for(subject)
     assert mx.sh("zulip-email-gateway quarantine list") == ""
 

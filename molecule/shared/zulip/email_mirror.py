@@ -44,6 +44,8 @@ def main() -> None:
     login, server, port, folder = values
     box = imaplib.IMAP4_SSL(server, port)
     box.login(login, password)
+    # It is a process of its own, with other logs.
+    worker.LOGS[:] = [worker.ERRORS_LOG.with_name("manage.log")]
     try:
         box.select(folder)
         poster = worker.Worker(statistics=False)
@@ -54,7 +56,7 @@ def main() -> None:
                 address = recipient_of(message)
                 store.find(poster.database, address, str(SETTINGS["EMAIL_GATEWAY_PATTERN"]))
                 poster.post(address, message)
-            except store.ForwardError as failure:
+            except (store.ForwardError, worker.Dropped) as failure:
                 print(f"{failure}", file=sys.stderr)
             box.store(number, "+FLAGS", "\\Deleted")
         box.expunge()

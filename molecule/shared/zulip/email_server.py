@@ -38,14 +38,19 @@ class Handler(Message):
         if address.lower() == "postmaster" or (PATTERN and address.lower() == PATTERN.replace("%s", "postmaster")):
             envelope.rcpt_tos.append("postmaster")
             return "250 Continue"
+        if store.database_was_restarted():
+            # A management command never renews its connection.
+            raise RuntimeError("the connection is closed")
         try:
-            store.find(self.database, address, PATTERN)
-            if not store.token_of(address, PATTERN).startswith("mm") and store.limited(
-                self.database, store.rules(SETTINGS)
-            ):
+            found = store.find(self.database, address, PATTERN)
+            is_reply = store.token_of(address, PATTERN).startswith("mm")
+            if not is_reply and store.limited(self.database, store.rules(SETTINGS)):
                 return "550 4.7.0 Rate-limited due to too many emails on this realm."
+            store.check_access(self.database, found["channel" if is_reply else "name"])
         except store.ForwardError as failure:
             return f"550 5.1.1 Bad destination mailbox address: {failure}"
+        except store.NotAllowed as reason:
+            return f"550 5.7.1 Permission denied: {reason}"
         envelope.rcpt_tos.append(address)
         return "250 Continue"
 
@@ -91,7 +96,7 @@ def main(arguments: list[str]) -> None:
 
     async def serve() -> None:
         handler = Handler()
-        ident = f"Zulip Server {store.version()}.0"
+        ident = "Zulip Server {}.{}".format(*store.version())
         server = await asyncio.get_running_loop().create_server(
             lambda: SMTP(handler, tls_context=context, ident=ident), sock=listening
         )

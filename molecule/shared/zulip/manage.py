@@ -8,7 +8,7 @@ import store
 
 if __name__ == "__main__":
     command, arguments = (sys.argv[1:2] or [""])[0], sys.argv[2:]
-    if command == "email_server" and store.version() >= 11:
+    if command == "email_server" and store.version() >= (11, 0):
         import email_server
 
         email_server.main(arguments)

@@ -23,6 +23,8 @@ SETTINGS = Path("/etc/zulip/settings.py")
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS channel (name TEXT PRIMARY KEY, slug TEXT, token TEXT UNIQUE);
 CREATE TABLE IF NOT EXISTS reply (token TEXT PRIMARY KEY, channel TEXT, topic TEXT, user TEXT);
+CREATE TABLE IF NOT EXISTS closed (channel TEXT PRIMARY KEY, why TEXT);
+CREATE TABLE IF NOT EXISTS inactive (user TEXT PRIMARY KEY);
 CREATE TABLE IF NOT EXISTS queue (id INTEGER PRIMARY KEY, rcpt_to TEXT, msg_base64 TEXT);
 CREATE TABLE IF NOT EXISTS limiter (at REAL);
 CREATE TABLE IF NOT EXISTS dropped (at REAL, why TEXT);
@@ -54,9 +56,19 @@ def knob(name: str, otherwise: float) -> float:
     return random.uniform(float(numbers[0]), float(numbers[-1]))
 
 
-def version() -> int:
-    """The major version of the deployment, read once, when a process starts."""
-    return int(re.search(r'ZULIP_VERSION = "(\d+)', (DEPLOYMENT / "version.py").read_text())[1])
+def version() -> tuple[int, int]:
+    """Of the deployment, read once, when a process starts."""
+    found = re.search(r'ZULIP_VERSION = "(\d+)\.(\d+)', (DEPLOYMENT / "version.py").read_text())
+    return int(found[1]), int(found[2])
+
+
+STARTED = time.time()
+
+
+def database_was_restarted() -> bool:
+    """PostgreSQL was restarted since this process has started: its connection is of no use any more."""
+    path = KNOBS / "database-restart"
+    return path.exists() and path.stat().st_mtime > STARTED
 
 
 class RedisDown(Exception):
@@ -84,6 +96,17 @@ def rules(values: dict[str, object]) -> list[tuple[int, int]]:
 
 class ForwardError(Exception):
     """ZulipEmailForwardError."""
+
+
+class NotAllowed(Exception):
+    """JsonableError: the channel is archived, or who posts may not."""
+
+
+def check_access(database: sqlite3.Connection, channel: str) -> None:
+    """zerver/lib/email_mirror.py, check_access_for_channel_email_address."""
+    row = database.execute("SELECT why FROM closed WHERE channel = ?", (channel,)).fetchone()
+    if row is not None:
+        raise NotAllowed(row["why"])
 
 
 OPTIONS = {"show-sender", "include-footer", "include-quotes", "prefer-text", "prefer-html"}

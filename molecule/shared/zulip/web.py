@@ -23,7 +23,7 @@ _secrets.read("/etc/zulip/zulip-secrets.conf")
 SECRET = _secrets["secrets"]["shared_secret"]
 HOSTS = {"127.0.0.1", "localhost", str(SETTINGS.get("EXTERNAL_HOST", ""))}
 # Where this version of Zulip has its endpoint; Zulip 11 has none.
-VERSION = store.version()
+VERSION = store.version()[0]
 PATH = "/email_mirror_message" if VERSION < 9 else "/api/internal/email_mirror_message"
 
 HTML = "<!DOCTYPE html><html><body><h1>{}</h1></body></html>"
@@ -50,6 +50,9 @@ def email_mirror_message():
     for field in ("rcpt_to", "msg_base64"):
         if field not in request.form:
             return error(400, f"Missing '{field}' argument", "REQUEST_VARIABLE_MISSING", var_name=field)
+    if store.database_was_restarted():
+        store.STARTED = time.time()  # the first query of each process fails, and renews the connection
+        return html(500, "Internal server error")
     database = store.connect()
     try:
         store.find(database, request.form["rcpt_to"], PATTERN)

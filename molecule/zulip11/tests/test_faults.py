@@ -100,7 +100,7 @@ def test_unknown_token_is_a_verdict(mx, subject):
         "python3 -c \"import sqlite3; d = sqlite3.connect('/var/lib/zulip-standin/zulip.sqlite');"
         f"d.execute('INSERT INTO channel VALUES (?, ?, ?)', ('{token[-6:]}', 'new', '{token}')); d.commit()\""
     )
-    assert "accepted by Zulip" in mx.sh(f"zulip-email-gateway quarantine replay {number}")
+    assert "posted in Zulip" in mx.sh(f"zulip-email-gateway quarantine replay {number}")
     mx.wait_for(subject)
 
 
@@ -203,16 +203,6 @@ FAULTS = {
 def test_zulip_in_trouble(mx, subject, name):
     all_posted_after(mx, subject, name, *FAULTS[name])
     assert twice(mx, subject) == 0
-
-
-def test_worker_stopped_and_restarted_in_a_flood(mx, subject):
-    """It is not the meter here: what waits for it is posted when it comes back."""
-    limits(mx, WIDE)
-    mx.send(mx.address(), subject=subject, count=40)
-    for _ in range(5):
-        mx.sh("systemctl kill --signal=KILL zulip-worker; sleep 1; systemctl restart zulip-worker")
-    flush_until(mx, subject, 40, 60)
-    report(mx, "worker restarted", subject, 40)
 
 
 @pytest.mark.parametrize("victim", [SERVICE, CLIENT])

@@ -110,7 +110,7 @@ LAST_WITH_ENDPOINT = 10
 # What Zulip takes for true, in either case: puppet/zulip/lib/puppet/functions/zulipconf.rb.
 TRUE = ("1", "y", "t", "yes", "true", "enable", "enabled")
 # What Zulip's worker tells of the mail stands in these, which its Puppet keeps to its own user.
-WORKER_FOLDERS = ("/var/log/zulip", "/var/log/zulip/queue_stats", "/var/log/zulip/queue_error")
+WORKER_FOLDERS = ("/var/log/zulip", "/var/log/zulip/queue_error")
 
 # By this the gateway knows its own files.
 MARK = "Zulip email gateway"

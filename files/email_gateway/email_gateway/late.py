@@ -1,0 +1,65 @@
+"""Mail whose outcome Zulip's worker told only after its sender had been told that Zulip has it.
+
+A copy stands in the quarantine until then. It goes when the mail was posted, and stays, with
+the reason, when Zulip makes nothing of it: nobody else can be told. What failed for another
+reason than the mail itself is handed over again, and what had nothing but quotations with the
+option to keep them.
+"""
+
+from __future__ import annotations
+
+from . import addresses, outcome
+from .addresses import redact
+from .gateway import Envelope, Gateway, keeping_quotes
+from .journal import Copy, Flight, Journal
+from .verdict import NO_TEXT, Deferred, Delivered, Verdict
+
+# Others wait for this one to end: seconds for room within Zulip's limits.
+_ROOM = 5.0
+
+
+def take_up(gateway: Gateway) -> tuple[list[str], Deferred | None]:
+    """Deal with those whose outcome is known by now.
+
+    Returns a line for each, and why others could not be handed over again now. Raises Trouble.
+    """
+    told: list[str] = []
+    waits: Deferred | None = None
+    for flight in gateway.outcomes.late():
+        copy = gateway.journal.copy(flight.copy or "")
+        verdict = outcome.verdict_of(flight)
+        if copy is not None and flight.kind != outcome.LOST:
+            again = waits or _again(gateway, flight, copy, verdict)  # where one finds no room, none does
+            if isinstance(again, Deferred):
+                waits = again
+                continue
+            verdict = again or verdict
+        _close(gateway, flight, verdict)
+        if copy is not None:
+            why = verdict.note if isinstance(verdict, Delivered) else verdict.reason
+            told.append(f"mail of {copy.size} bytes for {redact(copy.recipient)}, accepted before: {why}")
+    return told, waits
+
+
+def _again(gateway: Gateway, flight: Flight, copy: Copy, verdict: Verdict) -> Verdict | None:
+    """What came of handing it over again; None where that cannot help."""
+    message = gateway.quarantine.message(copy.id, gateway.spool)
+    recipient = copy.recipient
+    if verdict.cause == NO_TEXT:
+        quoted = keeping_quotes(addresses.parse(recipient, gateway.config.pattern), message)
+        if quoted is None:
+            return None
+        recipient = quoted.text
+    elif not isinstance(verdict, Deferred):
+        return None
+    envelope = Envelope(recipient, copy.sender, copy.queue_id, "zulip", ("late", copy.id, str(flight.id)))
+    return gateway.deliver(envelope, message, max_wait=_ROOM, keep_refused=False)
+
+
+def _close(gateway: Gateway, flight: Flight, verdict: Verdict) -> None:
+    with gateway.journal.change(sync=True) as database:
+        Journal.told_late(database, flight.copy or "", verdict)
+        Journal.close_flight(database, flight)
+    gateway.outcomes.forget(flight)
+    if isinstance(verdict, Delivered):
+        gateway.quarantine.remove(flight.copy or "")
