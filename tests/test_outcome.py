@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 import pytest
 from email_gateway import late, outcome, worker_log
+from email_gateway.addresses import Pattern
 from email_gateway.backend_http import HttpBackend
 from email_gateway.failures import Failures
 from email_gateway.gateway import Envelope, Gateway
@@ -160,6 +161,23 @@ def test_what_trouble_has_dropped_is_handed_over_again(gateway, again):
         late.take_up(gateway)
     assert gateway.journal.copies() == [] and gateway.journal.flights() == []
     assert late.take_up(gateway) == ([], None)
+
+
+def test_one_that_has_to_wait_holds_up_none_that_was_posted(gateway):
+    """Nor does one whose address has another form by now."""
+    gateway.tells = []
+    threads = [threading.Thread(target=lambda: gateway.deliver(Envelope(REPLY), mail(QUOTED))) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+        time.sleep(0.03)
+    for thread in threads:
+        thread.join()
+    tell(gateway.config.logs, TOO_LONG, NOTHING, A_REPLY)
+    gateway.config = gateway.config._replace(pattern=Pattern("user+", "mail.example.com"))
+    told, waits = late.take_up(gateway)
+    assert waits.cause == "other pattern" and len(told) == 2
+    assert "no text" in told[0] and "posted in Zulip" in told[1]
+    assert gateway.journal.number_of_copies() == (2, 1, 1)
 
 
 def test_without_room_for_a_copy_it_is_asked_for_again(gateway, monkeypatch):

@@ -28,12 +28,12 @@ def take_up(gateway: Gateway) -> tuple[list[str], Deferred | None]:
     for flight in gateway.outcomes.late():
         copy = gateway.journal.copy(flight.copy or "")
         verdict = outcome.verdict_of(flight)
-        if copy is not None and flight.kind != outcome.LOST:
-            again = waits or _again(gateway, flight, copy, verdict)  # where one finds no room, none does
-            if isinstance(again, Deferred):
-                waits = again
+        recipient = _again_to(gateway, flight, copy, verdict) if copy is not None else ""
+        if copy is not None and recipient:
+            verdict = waits or _again(gateway, flight, copy, recipient)  # where one finds no room, none does
+            if isinstance(verdict, Deferred):
+                waits = verdict
                 continue
-            verdict = again or verdict
         _close(gateway, flight, verdict)
         if copy is not None:
             why = verdict.note if isinstance(verdict, Delivered) else verdict.reason
@@ -41,18 +41,23 @@ def take_up(gateway: Gateway) -> tuple[list[str], Deferred | None]:
     return told, waits
 
 
-def _again(gateway: Gateway, flight: Flight, copy: Copy, verdict: Verdict) -> Verdict | None:
-    """What came of handing it over again; None where that cannot help."""
-    message = gateway.quarantine.message(copy.id, gateway.spool)
-    recipient = copy.recipient
-    if verdict.cause == NO_TEXT:
-        quoted = keeping_quotes(addresses.parse(recipient, gateway.config.pattern), message)
-        if quoted is None:
-            return None
-        recipient = quoted.text
-    elif not isinstance(verdict, Deferred):
-        return None
+def _again_to(gateway: Gateway, flight: Flight, copy: Copy, verdict: Verdict) -> str:
+    """Whom to hand it over to again; empty where that cannot help."""
+    if isinstance(verdict, Deferred):
+        return "" if flight.kind == outcome.LOST else copy.recipient
+    if verdict.cause != NO_TEXT:
+        return ""
+    try:
+        address = addresses.parse(copy.recipient, gateway.config.pattern)
+    except ValueError:  # gateway.conf has another pattern by now
+        return ""
+    quoted = keeping_quotes(address, gateway.quarantine.message(copy.id, gateway.spool))
+    return "" if quoted is None else quoted.text
+
+
+def _again(gateway: Gateway, flight: Flight, copy: Copy, recipient: str) -> Verdict:
     envelope = Envelope(recipient, copy.sender, copy.queue_id, "zulip", ("late", copy.id, str(flight.id)))
+    message = gateway.quarantine.message(copy.id, gateway.spool)
     return gateway.deliver(envelope, message, max_wait=_ROOM, keep_refused=False)
 
 
