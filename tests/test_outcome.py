@@ -17,6 +17,7 @@ from email_gateway.journal import Journal
 from email_gateway.verdict import WAITING, Deferred, Delivered, Refused, Trouble
 from email_gateway.worker_log import Follower
 from mails import BEFORE, POSTED, line, mail, tell
+from test_config import made_logs
 from test_failures import line as failed_line
 from test_gateway import CHANNEL, FROM_POSTFIX, REPLY, units
 
@@ -220,7 +221,8 @@ def test_outcomes_that_nobody_asks_for_are_forgotten(gateway, monkeypatch):
     tell(gateway.config.logs, A_REPLY)
     gateway.tidy()
     assert len(gateway.journal.flights()) == 1
-    monkeypatch.setattr(gateway.outcomes, "_clock", lambda: time.time() + 15 * 86400)
+    later = time.time() + 15 * 86400
+    monkeypatch.setattr(time, "time", lambda: later)
     gateway.tidy()
     assert gateway.journal.flights() == []
 
@@ -316,6 +318,25 @@ def test_lines_of_others_are_counted_and_never_taken_for_ours(gateway, monkeypat
     gateway.tells = ["Email has no nonempty body sections; ignoring.", "Successfully processed email to other (zulip)"]
     assert gateway.deliver(Envelope(CHANNEL), mail(b"m")) == POSTED
     assert len(units(gateway)) == 5
+
+
+def test_with_a_share_of_its_own_a_host_does_not_count_the_others(gateway):
+    """Their mail is in their share."""
+    gateway.outcomes.follow(gateway.config.logs, counts_others=False)
+    gateway.deliver(Envelope(CHANNEL), mail(b"m"))
+    tell(gateway.config.logs, TO_GENERAL)
+    gateway.deliver(Envelope(CHANNEL), mail(b"m"))
+    assert len(units(gateway)) == 2
+
+
+def test_another_folder_of_logs_takes_effect_at_once(gateway, tmp_path):
+    gateway.deliver(Envelope(CHANNEL), mail(b"m"))
+    logs = made_logs(tmp_path / "others")
+    successor = Gateway(gateway.config._replace(logs=logs), gateway.journal)
+    successor.succeed(gateway)
+    after(0.1, TO_GENERAL, gateway=successor)
+    gateway.tells = []
+    assert successor.deliver(Envelope(CHANNEL), mail(b"m")) == POSTED
 
 
 def test_the_better_of_two_lines_is_ours(gateway):

@@ -87,16 +87,13 @@ class Outcomes:
     """Follows the mail that Zulip has; for several threads.
 
     folder: of Zulip's logs. counts_others: other producers' mail takes places in the rate
-    limit; else each host has a share of its own. clock: Unix seconds.
+    limit; else each host has a share of its own.
     """
 
-    def __init__(
-        self, folder: Path, journal: Journal, counts_others: bool = True, clock: Callable[[], float] = time.time
-    ) -> None:
+    def __init__(self, folder: Path, journal: Journal, counts_others: bool) -> None:
         self._folder = folder
         self._journal = journal
         self._counts_others = counts_others
-        self._clock = clock
         self._log = Follower(folder, position=_position(journal.note("worker log")))
         self._errors = Follower(folder, (worker_log.ERRORS,), _position(journal.note("errors log")))
         self._changed = Condition()
@@ -161,7 +158,7 @@ class Outcomes:
                 if self._journal.note("worker log") is None:  # a start goes on from here
                     self._write_positions(database)
                 flight = self._journal.open_flight(
-                    database, mail.key, address_of(address.text), address.is_reply, unit, self._clock()
+                    database, mail.key, address_of(address.text), address.is_reply, unit, time.time()
                 )
             self._flights.append(flight)
         return flight
@@ -169,14 +166,14 @@ class Outcomes:
     def handed(self, flight: Flight, verdict: Verdict) -> bool:
         """What Zulip said; False if it does not have the mail. In doubt the line about it tells."""
         if isinstance(verdict, Delivered):
-            flight.handed = self._clock()
+            flight.handed = time.time()
             self._save(flight)
             return True
         if isinstance(verdict, Deferred) and verdict.in_doubt and self._told(flight, DOUBTFUL):
             return True
         with self._changed:
             if flight.kind and Line(0, flight.kind).counts:  # another producer's, then
-                self._others.append(flight.at or self._clock())
+                self._others.append(flight.at or time.time())
             self.forget(flight)
         return False
 
@@ -221,7 +218,7 @@ class Outcomes:
             for flight in self._flights:
                 is_told = flight.kind or flight.failed is not None
                 if flight.address == address and flight.begun <= when + 1 and not is_told:
-                    flight.failed = self._clock()
+                    flight.failed = time.time()
                     self._journal.save_flight(database, flight)
                     return True
             return self._restarted(when)  # RabbitMQ gives it again
@@ -244,7 +241,7 @@ class Outcomes:
         with self._changed:
             self.look()
             self._write()
-            old = self._clock() - KEPT
+            old = time.time() - KEPT
             for flight in [one for one in self._flights if one.kind and one.copy is None and (one.at or 0) < old]:
                 with self._journal.change() as database:
                     self._journal.close_flight(database, flight)
@@ -256,7 +253,7 @@ class Outcomes:
         self._unsaved, self._others, self._failures = [], [], []
 
     def _write_all(self, database: sqlite3.Connection) -> None:
-        now = self._clock()
+        now = time.time()
         for flight in self._unsaved:
             self._journal.save_flight(database, flight)
             if flight.kind == worker_log.POSTED:
@@ -315,7 +312,7 @@ class Outcomes:
         place = self._place(flight)
         is_named = line.kind == worker_log.POSTED and place != ""
         if flight.kind:  # given a line that may be another's
-            recent = self._clock() - (flight.at or 0) < _SECOND_THOUGHT
+            recent = time.time() - (flight.at or 0) < _SECOND_THOUGHT
             is_better = (is_named and line.text == place) or (place != "" and line.kind == worker_log.RATE_LIMITED)
             return recent and flight.kind in _NAMELESS and is_better
         if flight.failed is not None and not self._restarted(flight.failed):
@@ -330,8 +327,8 @@ class Outcomes:
         return True
 
     def _give(self, line: Line, flight: Flight) -> None:
-        now = self._clock()
-        at = min(max(line.at, flight.begun), now)
+        at = min(max(line.at, flight.begun), time.time())
+        self._misnamed = {key: other for key, other in self._misnamed.items() if other is not line}
         if line.kind == worker_log.FAILED:
             flight.failed = line.at
             self._failures.append(flight.address)
@@ -346,7 +343,7 @@ class Outcomes:
         told = max((place for place, flight in enumerate(self._flights) if flight.kind), default=0)
         for flight in self._flights[:told]:
             if not flight.kind:
-                flight.kind, flight.at = LOST, self._clock()
+                flight.kind, flight.at = LOST, time.time()
                 self._unsaved.append(flight)
 
     def _decide(self) -> None:
@@ -356,7 +353,7 @@ class Outcomes:
                 if not flight.kind and flight.key in self._misnamed:  # the channel was renamed
                     self._give(self._misnamed.pop(flight.key), flight)
         for flight in self._flights:
-            if flight.failed is None or flight.kind or self._clock() < flight.failed + _SAYS_SO:
+            if flight.failed is None or flight.kind or time.time() < flight.failed + _SAYS_SO:
                 continue
             if self._restarted(flight.failed):
                 flight.failed = None
@@ -368,7 +365,7 @@ class Outcomes:
         return any(failed - 1 <= at <= failed + _SAYS_SO for at in self._restarts)
 
     def _overdue(self) -> bool:
-        late = self._clock() - PROMPT
+        late = time.time() - PROMPT
         return any(not flight.kind and (flight.handed or late) < late for flight in self._flights)
 
     def _may_go(self, is_reply: bool) -> bool:
@@ -379,7 +376,7 @@ class Outcomes:
             for flight in self._flights
             if (not flight.kind or self._may_be_anothers(flight)) and (is_overdue or not (is_reply or flight.is_reply))
         ]
-        return not self._is_handing and max(before, default=0.0) < self._clock() - _ONE_MORE
+        return not self._is_handing and max(before, default=0.0) < time.time() - _ONE_MORE
 
     def _too_long(self) -> Trouble:
         number = sum(not flight.kind for flight in self._flights)
@@ -410,7 +407,7 @@ class Outcomes:
             return bool(flight.kind)
 
     def _may_be_anothers(self, flight: Flight) -> bool:
-        recent = self._clock() - (flight.at or 0) < _SECOND_THOUGHT
+        recent = time.time() - (flight.at or 0) < _SECOND_THOUGHT
         return recent and flight.kind in _NAMELESS and self._place(flight) != ""
 
     def _place(self, flight: Flight) -> str:
