@@ -9,7 +9,6 @@ from email.generator import BytesGenerator
 from pathlib import Path
 
 import pytest
-from bombs import BOMBS, measured, measured_alone
 from email_gateway import header_repair as module
 from email_gateway.header_repair import NeverAccepted, enterable
 from hypothesis import assume, example, given, settings
@@ -208,19 +207,3 @@ def test_what_is_returned_can_be_written(tmp_path_factory, content):
         assert (result is message) == can_be_written(content)
     assert can_be_written(text(result))
     assert text(result).translate(None, b" \x0b\x0c\x1c\x1d\x1e") == content.translate(None, b" \x0b\x0c\x1c\x1d\x1e")
-
-
-# However hostile it is.
-
-
-@pytest.mark.parametrize("name", BOMBS)
-def test_bombs_take_little_time(tmp_path, name):
-    used, result = measured(enterable, name, tmp_path)
-    print(f"{used:.2f} s, {result}")  # pytest -rP shows it: 0.33 s at most
-    assert used <= 1
-
-
-def test_bombs_take_little_memory():
-    report = measured_alone("email_gateway.header_repair", "enterable")
-    print(report)  # 6 MiB at most
-    assert max(map(float, re.findall(r"([\d.]+) MiB", report))) <= 12

@@ -10,7 +10,6 @@ from base64 import encodebytes
 from typing import NamedTuple
 
 import pytest
-from bombs import BOMBS, measured, measured_alone
 from email_gateway import postable as module
 from email_gateway.postable import postable
 from hypothesis import given, settings
@@ -429,19 +428,3 @@ def test_any_octets_are_taken(tmp_path_factory, content):
         mail(b"Content-Type: multipart/mixed; boundary=b\n\n--b\nContent-Type: image/png\n" + content),
         tmp_path_factory.getbasetemp(),
     )
-
-
-# However hostile it is.
-
-
-@pytest.mark.parametrize("name", BOMBS)
-def test_bombs_take_little_time(tmp_path, name):
-    used, result = measured(postable, name, tmp_path)
-    print(f"{used:.2f} s, {result}")  # pytest -rP shows it: 0.33 s at most
-    assert used <= 1
-
-
-def test_bombs_take_little_memory():
-    report = measured_alone("email_gateway.postable", "postable")
-    print(report)  # 8 MiB at most
-    assert max(map(float, re.findall(r"([\d.]+) MiB", report))) <= 12
