@@ -48,6 +48,7 @@ class ZulipHost:
         self.fqdn = f"{name}.example.com"
         self.domain = f"{name}.mail.example.com"
         self.bounced_before = 0
+        self.version = 0
         self.host = Host(Inside(self.container))
 
     def sh(self, script: str) -> str:

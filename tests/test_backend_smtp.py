@@ -222,6 +222,15 @@ def test_prove(serve, tmp_path, answer, good, words):
     assert isinstance(verdict, Delivered) == good and words in pipe_line(verdict)
 
 
+@pytest.mark.parametrize(
+    ("answer", "kind"), [("250 Continue", Delivered), (UNKNOWN, Refused), ("500 Server error", Deferred)]
+)
+def test_an_address_is_asked_for_without_a_mail(serve, tmp_path, answer, kind):
+    server = serve(RCPT=answer, DATA="554 no mail is to come", RSET="250 OK")
+    verdict = SmtpBackend("127.0.0.1", server.port, 1).knows("general@x", spool(tmp_path))
+    assert isinstance(verdict, kind) and not server.got
+
+
 def test_what_zulip_can_never_write_out_again_is_repaired_or_refused(serve, tmp_path):
     """It would answer 500 at every try, each of which takes room in its rate limit."""
     broken = b"Subject: a\x0cb\r\nTo: x\r\n\r\nhello\r\n"

@@ -7,14 +7,14 @@ from typing import Any
 
 import jinja2
 import pytest
+import yaml
 from email_gateway import config
 from email_gateway.addresses import Pattern
 from email_gateway.config import Config, Window
 from email_gateway.verdict import Trouble
 
-TEMPLATE = (
-    Path(__file__).parents[1] / "roles/email_gateway/templates/etc/zulip-email-gateway/gateway.conf.j2"
-).read_text()
+ROLE = Path(__file__).parents[1] / "roles/email_gateway"
+TEMPLATE = (ROLE / "templates/etc/zulip-email-gateway/gateway.conf.j2").read_text()
 
 
 def made_logs(folder: Path) -> Path:
@@ -37,8 +37,11 @@ def make_config(folder: Path, **changes: Any) -> Config:
         logs=made_logs(folder / "logs"),
         windows=(Window(50, 60), Window(120, 300), Window(600, 3600)),
         hosts=1,
+        share=4,
         slack=30,
         max_wait=1,
+        asks=True,
+        most_queued=480,
         quarantine_bytes=2**20,
         quarantine_days=30,
     )._replace(**changes)
@@ -48,20 +51,14 @@ def rendered(folder: Path) -> str:
     """The template as Ansible writes it with the role's defaults."""
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined)
     environment.filters["comment"] = lambda text: f"# {text}"
+    defaults = yaml.safe_load((ROLE / "defaults/main.yml").read_text())
     return environment.from_string(TEMPLATE).render(
+        **defaults,
         ansible_managed="managed",
         email_gateway_found={"pattern": "%s@mail.example.com", "url": "https://127.0.0.1", "polling": True},
         __email_gateway_state=str(folder),
         __email_gateway_etc=str(folder),
         __email_gateway_secrets="/etc/zulip/zulip-secrets.conf",
-        email_gateway_timeout=30,
-        email_gateway_auto_replies="drop",
-        email_gateway_rate_limit_windows=["50/60", "120/300", "600/3600"],
-        email_gateway_rate_limit_hosts=1,
-        email_gateway_rate_limit_slack=30,
-        email_gateway_rate_limit_max_wait=120,
-        email_gateway_quarantine_max_mib=100,
-        email_gateway_quarantine_days=30,
         __email_gateway_imap={
             **{"server": "imap.example.com", "port": 993, "tls": "implicit", "folder": "INBOX"},
             **{"login": "zulip@example.com", "token_endpoint": "", "scope": ""},

@@ -50,6 +50,15 @@ def test_each_is_handed_over_once_and_kept_when_it_fails_twice(gateway, failures
     assert gateway.journal.counts()["failed inside zulip"] == {"handed over again": 2, "quarantined": 1}
 
 
+def test_a_question_that_failed_is_nothing_to_hand_over(gateway, failures):
+    """Nor does it hide the failure of another's mail for that address."""
+    write(gateway, line(b""))
+    assert failures.run() == ([], None) and handed(gateway) == []
+    write(gateway, line(b"one"))
+    failures.run()
+    assert handed(gateway) == [b"one"]
+
+
 def test_a_mail_is_known_again_by_what_its_sender_wrote(gateway, failures):
     """Zulip 11's server adds fields, X-Peer with another port each time."""
     for port in (b"40001", b"40002"):

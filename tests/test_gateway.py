@@ -12,7 +12,7 @@ import pytest
 from email_gateway.backend_http import HttpBackend
 from email_gateway.failures import Failed, Failures
 from email_gateway.gateway import Envelope
-from email_gateway.journal import Journal
+from email_gateway.journal import Journal, room
 from email_gateway.message import stored
 from email_gateway.quarantine import Quarantine
 from email_gateway.verdict import Deferred, Delivered, Refused, Trouble, answer, bug, understood
@@ -261,7 +261,7 @@ def keep(gateway, content, lost=False):
 
 
 def test_the_quarantine_is_bounded_by_size_and_age(gateway):
-    store = Quarantine(gateway.config.state_dir, gateway.journal, max_bytes=25, max_days=1)
+    store = Quarantine(gateway.config.state_dir, gateway.journal, max_bytes=2 * room(10), max_days=1)
     gateway.quarantine = store
     copies = [keep(gateway, b"x" * 10) for _ in range(4)]
     assert gateway.journal.copies() == copies[2:]
@@ -269,9 +269,9 @@ def test_the_quarantine_is_bounded_by_size_and_age(gateway):
         database.execute("UPDATE mail SET changed = changed - 90000 WHERE copy = ?", (copies[2].id,))
     store.tidy()
     assert gateway.journal.copies() == copies[3:]
-    big = keep(gateway, b"x" * 100)
+    big = keep(gateway, b"x" * 20_000)
     assert gateway.journal.copies() == [big]  # the newest goes by age only
-    Quarantine(gateway.config.state_dir, gateway.journal, max_bytes=25, max_days=1e-9).tidy()
+    Quarantine(gateway.config.state_dir, gateway.journal, max_bytes=room(10), max_days=1e-9).tidy()
     assert gateway.journal.copies() == [] == list(gateway.quarantine.folder.iterdir())
 
 
@@ -295,6 +295,18 @@ def test_what_zulip_lost_goes_only_when_that_is_said(gateway):
     assert gateway.quarantine.purge(0, lost_too=True) == 1 and gateway.journal.copies() == []
 
 
+def test_small_copies_count_as_what_they_take_on_the_disk(gateway):
+    """A block, their envelope and their row, not their few bytes; and they displace nothing that Zulip lost."""
+    gateway.quarantine._max_bytes = 10 * 5000
+    lose(gateway, b"lost")
+    for number in range(30):
+        keep(gateway, b"%d" % number)
+    copies = gateway.journal.copies()
+    assert copies[0].lost and 8 <= len(copies) - 1 <= 11
+    files = list(gateway.quarantine.folder.iterdir())
+    assert len(files) == len(copies) and sum(path.stat().st_blocks * 512 for path in files) <= 12 * 5000
+
+
 def test_copies_outlive_the_journal(gateway):
     """Their first lines tell what the index did; half of a copy goes."""
     kept = [keep(gateway, b"one"), keep(gateway, b"two")]
@@ -309,8 +321,10 @@ def test_copies_outlive_the_journal(gateway):
     assert len(list(gateway.quarantine.folder.iterdir())) == 3
 
 
-def test_many_copies_cost_a_refusal_nothing(gateway, monkeypatch):
-    """It neither reads the folder nor the whole index."""
+@pytest.mark.parametrize("most", [2**30, 2**20])
+def test_many_copies_cost_a_refusal_nothing(gateway, monkeypatch, most):
+    """It neither reads the folder nor the whole index, also where there are too many."""
+    gateway.quarantine._max_bytes = most
     monkeypatch.setattr(os, "fsync", lambda _: None)
     with gateway.journal.change() as database:
         database.executemany(

@@ -17,6 +17,7 @@ from email_gateway.journal import Journal
 from email_gateway.verdict import WAITING, Deferred, Delivered, Refused, Trouble
 from email_gateway.worker_log import Follower
 from mails import BEFORE, POSTED, line, mail, tell
+from test_addresses import TOKEN
 from test_config import made_logs
 from test_failures import line as failed_line
 from test_gateway import CHANNEL, FROM_POSTFIX, REPLY, units
@@ -143,6 +144,27 @@ def test_told_late_that_there_are_only_quotations_it_keeps_them(gateway):
     assert "posted in Zulip" in late.take_up(gateway)[0][0]
     assert [recipient for recipient, _ in gateway.handed] == [CHANNEL, CHANNEL.replace("@", ".include-quotes@")]
     assert gateway.journal.copies() == []
+
+
+def test_where_one_channel_has_no_room_another_may_have(gateway, monkeypatch):
+    gateway.tells = []
+    other = CHANNEL.replace(TOKEN, TOKEN[::-1])
+    for number, recipient in enumerate((CHANNEL, CHANNEL, other)):
+        with monkeypatch.context() as patch:
+            patch.setattr(outcome, "_ONE_MORE", 0.0)
+            gateway.deliver(Envelope(recipient, "", f"Q{number}", "postfix", (str(number),)), mail(b"m"))
+    for _ in range(3):
+        tell(gateway.config.logs, "Timed out ingesting message-id <1@x> to XXXX (1 bytes) -- dropping!")
+    gateway.tells = None
+    with gateway.journal.change() as database:
+        for _ in range(40):
+            ticket = gateway.journal.open_unit(database, time.time(), outcome.address_of(TOKEN))
+            gateway.journal.settle_unit(database, ticket, time.time())
+    monkeypatch.setattr(late, "_ROOM", 0.1)
+    before = len(gateway.handed)
+    told, waits = late.take_up(gateway)
+    assert [recipient for recipient, _ in gateway.handed[before:]] == [other]
+    assert len(told) == 1 and waits.cause == "rate limit"
 
 
 @pytest.mark.parametrize("again", ["posted", "waits", "not now"])
@@ -344,7 +366,7 @@ def test_the_better_of_two_lines_is_ours(gateway):
     gateway.tells = ["Successfully processed email to other (zulip)"]
     after(0.1, TO_GENERAL, gateway=gateway)
     assert gateway.deliver(FROM_POSTFIX, mail(b"m")) == POSTED
-    assert gateway.journal.place(outcome.address_of(CHANNEL)) == "general (zulip)"
+    assert gateway.journal.place(outcome.address_of(TOKEN)) == "general (zulip)"
 
 
 def test_another_producers_blank_mail_when_the_limit_is_used_up(gateway):

@@ -158,6 +158,15 @@ def test_replies_pass_what_waits_for_room(inbox):
     assert inbox.service.handed == [CHANNEL, CHANNEL, REPLY]
 
 
+def test_a_flooded_channel_does_not_hold_up_another(inbox):
+    """Its own mail keeps its order."""
+    other = CHANNEL.replace(TOKEN, TOKEN[::-1])
+    inbox.service.answers = [lambda uid: NO_ROOM if uid < 4 else Delivered()]
+    folder = Folder(CHANNEL, CHANNEL, CHANNEL, other, CHANNEL, other)
+    assert inbox.take_all(folder)[1:] == (2, 4, True)
+    assert inbox.service.handed == [CHANNEL, other, other]
+
+
 def test_a_reply_that_comes_meanwhile_does_not_wait_for_the_rest(inbox, monkeypatch):
     folder = Folder(*[CHANNEL] * 5)
     remove = folder.remove

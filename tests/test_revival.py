@@ -22,11 +22,11 @@ def gateway(tmp_path, monkeypatch):
     spool(tmp_path)
     made.says, made.asked = BROKEN, 0
 
-    def hand_over(self, *_):
+    def knows(self, *_):
         made.asked += 1
         return made.says
 
-    monkeypatch.setattr(backend_smtp.SmtpBackend, "hand_over", hand_over)
+    monkeypatch.setattr(backend_smtp.SmtpBackend, "knows", knows)
     made.request = tmp_path / "restart-server"
     return made
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import jinja2
 import pytest
 import yaml
+from email_gateway.journal import UNDELIVERABLE
 from test_config import make_config
 
 PROJECT = Path(__file__).parents[1]
@@ -46,14 +47,19 @@ def test_the_class_is_taken_out_of_the_line(line, without):
     assert re.sub(jinja2.Environment().from_string(text).render(), "", line) == without
 
 
-def test_the_deadline_is_the_same_on_both_sides(tmp_path):
-    """Postfix ends a delivery after twice the time the program takes at most."""
-    text = yaml.safe_load((PROJECT / "roles/email_gateway/vars/main.yml").read_text())["__email_gateway_facts"][
-        "deadline"
-    ]
+def test_a_hand_over_takes_as_long_on_both_sides(tmp_path):
+    """The deadline of a delivery, and Postfix's, are made from it."""
+    text = yaml.safe_load((PROJECT / "roles/email_gateway/vars/main.yml").read_text())["__email_gateway_hand_over"]
     config = make_config(tmp_path)
-    asked = {"email_gateway_rate_limit_max_wait": config.max_wait, "email_gateway_timeout": config.timeout}
-    assert float(jinja2.Environment().from_string(text).render(asked)) == config.deadline
+    asked = {"email_gateway_timeout": config.timeout}
+    assert float(jinja2.Environment().from_string(text).render(asked)) == config.hand_over
+
+
+def test_bounces_that_cannot_be_delivered_come_where_they_are_counted():
+    maps = PROJECT / "roles/postfix_localmail/templates/etc/postfix"
+    assert f"2bounce_notice_recipient = {UNDELIVERABLE}" in (maps / "main.cf.j2").read_text()
+    transports = re.findall(r"^/(.*gateway.*)/ +zulip-reply:$", (maps / "zulip_transport.j2").read_text(), re.MULTILINE)
+    assert len(transports) == 1 and re.search(transports[0], UNDELIVERABLE)
 
 
 def test_the_example_inventory_sets_what_there_is():

@@ -24,15 +24,12 @@ from test_config import made_logs, rendered
 PACKAGE = Path(cli.__file__).parents[1]
 CHANNEL = f"general.{TOKEN}@mail.example.com"
 REPLY = f"mm{TOKEN}@mail.example.com"
-# As systemd starts it: the socket is descriptor 3.
+# As systemd starts it: the socket is descriptor 3, and stays while the service is restarted.
 START = """
-import os, socket, sys
+import os, sys
 sys.path.insert(0, sys.argv[1])
-listening = socket.socket(socket.AF_UNIX)
-listening.bind(sys.argv[3])
-listening.listen(100)
-os.dup2(listening.fileno(), 3)
-os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="1")
+os.dup2(int(sys.argv[3]), 3)
+os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="1", LISTEN_FDNAMES="zulip-email-gateway.socket")
 from email_gateway.cli import main
 sys.exit(main(["--config", sys.argv[2], "serve"]))
 """
@@ -89,15 +86,18 @@ class Running:
         text = rendered(self.state).replace("https://127.0.0.1", self.zulip.url)
         self.config.write_text(text.replace("/var/log/zulip", str(folder / "logs")))
         self.socket = str(folder / "submit")
+        self.listening = socket.socket(socket.AF_UNIX)
+        self.listening.bind(self.socket)
+        self.listening.listen(100)
         self.client = Client(20, self.socket)
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        Path(self.socket).unlink(missing_ok=True)
-        command = [sys.executable, "-IS", "-c", START, str(PACKAGE), str(self.config), self.socket]
-        self.process = subprocess.Popen(command)
+        descriptor = self.listening.fileno()
+        command = [sys.executable, "-IS", "-c", START, str(PACKAGE), str(self.config), str(descriptor)]
+        self.process = subprocess.Popen(command, pass_fds=[descriptor])
         for _ in range(200):
-            if (self.state / "spool").exists() and os.path.exists(self.socket):
+            if (self.state / "spool").exists():
                 return
             time.sleep(0.02)
         raise AssertionError("it did not start")
@@ -121,6 +121,7 @@ def running(tmp_path):
     one.process.wait()
     one.zulip.server.shutdown()
     one.zulip.server.server_close()
+    one.listening.close()
 
 
 def test_a_mail_is_delivered_once(running):

@@ -11,11 +11,13 @@ Modules, one job each:
 deliver             the command that Postfix runs for each mail: asks the service
 submission          how a client asks the service; client: the same for poller and operators
 service             the resident process: its socket, its requests, its end
+policy              what smtpd is told before it accepts a mail; questions: whether Zulip knows an
+                    address; backlog: what waits in Postfix's queue for each channel
 gateway             the way of one mail
 addresses           the address grammar: parse, fold, redact
 verdict             Delivered | Deferred | Refused, and how clients are told
 journal             the SQLite file: every mail, its outcome, and all that is derived from it
-pace                sliding windows over what Zulip has counted
+pace                sliding windows over what Zulip has counted, shared between channels
 outcome             what became of each mail inside Zulip, by its worker's log; worker_log: reads that;
                     late: what is told when nobody waits for it any longer
 automatic           automatic replies, and mail that goes in circles

@@ -1,7 +1,8 @@
 """The grammar of Zulip's email addresses (zerver/lib/email_mirror_helpers.py).
 
-Channel: ``[slug.]token[.option...]``, with ``+`` for ``.`` anywhere; the token is
-32 hex digits. Reply to a notification: ``mm`` and 32 hex digits, nothing else.
+Channel: ``slug.token[.word...]`` or ``token[.option...]``, with ``+`` for ``.`` anywhere; the token is
+32 hex digits. Zulip drops its options wherever they stand and takes the second of the parts that are
+left, or the only one. Reply to a notification: ``mm`` and 32 hex digits, nothing else.
 Zulip compares case-sensitively, so everything is folded to lower case here.
 The same grammar stands as a map for Postfix in the role postfix_localmail; a
 test holds the two together.
@@ -14,7 +15,8 @@ from typing import NamedTuple
 
 _TOKEN = "[0-9a-f]{32}"
 _REPLY = re.compile(rf"mm{_TOKEN}")
-_CHANNEL = re.compile(rf"([\w-]+[.+])?{_TOKEN}([.+][a-z0-9-]+)*", re.ASCII)
+_OPTIONS = ("show-sender", "include-footer", "include-quotes", "prefer-text", "prefer-html")
+_CHANNEL = re.compile(rf"[\w-]+[.+]{_TOKEN}([.+][a-z0-9-]+)*|{_TOKEN}([.+]({'|'.join(_OPTIONS)}))*", re.ASCII)
 _SECRET = re.compile(r"(mm)?([0-9a-f]{4})[0-9a-f]{28}", re.IGNORECASE)
 
 
@@ -49,10 +51,11 @@ class Pattern(NamedTuple):
 
 
 class Address(NamedTuple):
-    """An address that Zulip may know: folded, and whether it is a reply."""
+    """An address that Zulip may know: folded, whether it is a reply, and by what Zulip knows it."""
 
     text: str
     is_reply: bool
+    token: str
 
 
 def parse(recipient: str, pattern: Pattern) -> Address:
@@ -69,10 +72,21 @@ def parse(recipient: str, pattern: Pattern) -> Address:
         raise OtherPattern(f"mail for {redact(folded)}, but addresses begin with {pattern.prefix} in gateway.conf")
     local = local.removeprefix(pattern.prefix)
     if _REPLY.fullmatch(local):
-        return Address(folded, is_reply=True)
-    if _CHANNEL.fullmatch(local):
-        return Address(folded, is_reply=False)
+        return Address(folded, is_reply=True, token=local)
+    parts = [part for part in re.split("[.+]", local) if part not in _OPTIONS]
+    token = parts[min(len(parts), 2) - 1] if parts else ""
+    if _CHANNEL.fullmatch(local) and re.fullmatch(_TOKEN, token):
+        return Address(folded, is_reply=False, token=token)
     raise NotAGatewayAddress("the address is neither a channel's nor a reply address of this Zulip server")
+
+
+def token_of(recipient: str, pattern: Pattern) -> str:
+    """By what Zulip knows an address, the same for all that stands with it; the address itself where it is
+    none of Zulip's."""
+    try:
+        return parse(recipient, pattern).token
+    except ValueError:
+        return recipient
 
 
 def redact(text: str) -> str:

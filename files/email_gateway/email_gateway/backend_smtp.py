@@ -121,7 +121,12 @@ class SmtpBackend:
             reason = f"cannot store a message in {spool}: {error.strerror}; look at its free space"
             return Deferred("4.3.0", "spool", reason)
 
-    def _hand_over(self, recipient: str, text: BinaryIO, size: int, deadline: Deadline) -> Verdict:
+    def knows(self, recipient: str, spool: Path) -> Verdict:
+        """See Backend."""
+        return self._hand_over(recipient, None, 0, Deadline(2 * self._timeout))
+
+    def _hand_over(self, recipient: str, text: BinaryIO | None, size: int, deadline: Deadline) -> Verdict:
+        """Up to RCPT without a text."""
         session = self._pool.take()
         is_used = session is not None
         while True:
@@ -149,6 +154,9 @@ class SmtpBackend:
                     self._give_back(session)
                     return verdict
                 counted = True
+                if text is None:
+                    self._give_back(session)
+                    return Delivered()
                 code, answer = session.docmd("DATA")
                 if code == 354:
                     session.send_all(text)

@@ -77,7 +77,7 @@ def main(arguments: list[str] | None = None) -> int:
             return _try_inbox()
         settings = config.load(options.config)
         _become_owner(settings.state_dir)
-        service = Client(settings.deadline)
+        service = Client(settings.hand_over)
         if options.command == "poll":
             return _poll(settings, service)
         if options.command == "check":
@@ -93,9 +93,9 @@ def main(arguments: list[str] | None = None) -> int:
 def _serve(configuration: Path) -> int:
     from . import service
 
-    listening = service.listening_socket()
+    sockets = service.listening_sockets()
     os.umask(0o077)
-    service.Service(configuration).serve(listening)
+    service.Service(configuration).serve(*sockets)
     return 0
 
 

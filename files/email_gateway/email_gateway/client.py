@@ -12,7 +12,7 @@ _SOON = 120.0
 
 
 class Client:
-    """The service at `socket`. seconds: how long a delivery may take."""
+    """The service at `socket`. seconds: how long an answer may take, for which nothing has to wait."""
 
     def __init__(self, seconds: float, socket: str = SOCKET) -> None:
         self._seconds = seconds
@@ -26,7 +26,7 @@ class Client:
         file.flush()
         request = ["deliver", f"max-wait={max_wait:g}", *(f"{name}={value}" for name, value in fields.items())]
         try:
-            return understood(*ask(request, file.fileno(), self._seconds, self._socket))
+            return understood(*ask(request, file.fileno(), max_wait + self._seconds, self._socket))
         except NoAnswer as error:
             return Deferred("4.3.2", "service", _what(error))
 

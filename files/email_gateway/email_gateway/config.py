@@ -65,16 +65,19 @@ class Config(NamedTuple):
     logs: Path
     windows: tuple[Window, ...]
     hosts: int
+    share: float
     slack: float
     max_wait: float
+    asks: bool
+    most_queued: int
     quarantine_bytes: int
     quarantine_days: float
     imap: Imap | None = None
 
     @property
-    def deadline(self) -> int:
-        """Seconds that a whole delivery may take."""
-        return int(self.max_wait + 2 * self.timeout) + 25
+    def hand_over(self) -> int:
+        """Seconds that a delivery may take, once there is room for it."""
+        return int(2 * self.timeout) + 25
 
     @property
     def worker_counts(self) -> bool:
@@ -105,7 +108,7 @@ def load(path: Path = CONFIG) -> Config:
         zulip, pace, quarantine = parser["zulip"], parser["rate_limit"], parser["quarantine"]
         return Config(
             pattern=Pattern.parse(parser["gateway"]["pattern"]),
-            post_automatic=_automatic(parser["gateway"]["auto_replies"]),
+            post_automatic=_choice(parser["gateway"], "auto_replies", "drop", "post"),
             state_dir=Path(parser["gateway"]["state_dir"]),
             credential=Path(zulip["credential"]),
             url=_url(zulip["url"]),
@@ -113,8 +116,11 @@ def load(path: Path = CONFIG) -> Config:
             logs=Path(zulip["logs"]),
             windows=_windows(pace["windows"], hosts := int(_positive(pace["hosts"]))),
             hosts=hosts,
+            share=_positive(pace["share"]),
             slack=_positive(pace["slack"]),
             max_wait=_positive(pace["max_wait"]),
+            asks=_choice(parser["policy"], "unknown_addresses", "accept", "ask"),
+            most_queued=int(_positive(parser["policy"]["most_queued"])),
             quarantine_bytes=int(_positive(quarantine["max_mib"]) * 2**20),
             quarantine_days=_positive(quarantine["days"]),
             imap=_imap(parser["imap"]) if "imap" in parser else None,
@@ -138,10 +144,11 @@ def _imap(section: configparser.SectionProxy) -> Imap:
     )
 
 
-def _automatic(text: str) -> bool:
-    if text not in ("drop", "post"):
-        raise ValueError(f"auto_replies = {text!r}; write it as 'drop' or 'post'")
-    return text == "post"
+def _choice(section: configparser.SectionProxy, name: str, one: str, other: str) -> bool:
+    """True for the other."""
+    if section[name] not in (one, other):
+        raise ValueError(f"{name} = {section[name]!r}; write it as {one!r} or {other!r}")
+    return section[name] == other
 
 
 def _positive(text: str) -> float:

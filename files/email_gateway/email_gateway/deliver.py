@@ -12,7 +12,7 @@ import posix
 from .submission import EX_TEMPFAIL, SOCKET, SPOOL, NoAnswer, ask
 
 _HINT = "look at: systemctl status zulip-email-gateway"
-# Seconds to wait for the service, which answers sooner (Config.deadline) unless it hangs.
+# Seconds to wait for the service by hand; it answers sooner unless it hangs. Postfix gives its own.
 _DEADLINE = 300.0
 _OPTIONS = ("sender", "queue-id", "original-recipient", "deadline")
 _PIECE = 2**20

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,20 +22,36 @@ from . import addresses
 from .addresses import Address
 from .automatic import is_automatic_reply, loop
 from .backend import Backend, open_backend
+from .backlog import STALE, Backlog
 from .config import Config
-from .journal import Flight, Journal, Mail, Ticket, key_of
+from .journal import Flight, Journal, Mail, Ticket, address_of, key_of
 from .message import Message
 from .outcome import Outcomes
 from .pace import Pace
 from .postable import postable
 from .quarantine import Quarantine
-from .verdict import DROPPED, NO_TEXT, STOPPING, WAITING, Deferred, Delivered, Refused, Trouble, Verdict, bug
+from .verdict import (
+    DROPPED,
+    NO_TEXT,
+    STOPPING,
+    UNKNOWN_ADDRESS,
+    WAITING,
+    Deferred,
+    Delivered,
+    Refused,
+    Trouble,
+    Verdict,
+    bug,
+)
 
 # The cause of a mail for another domain or prefix than gateway.conf has.
 OTHER_PATTERN = "other pattern"
 SPOOL = "spool"
 # A mail that Zulip fails with is given up after so many times: each takes room for another.
 _TRIES = 3
+# A mail waits for its turn so long (seconds), while Zulip's worker is busy with another one or
+# stopped, also where it had to wait for room; a question so long, then the mail is accepted without it.
+_TURN, _LEAST_TURN, _TURN_TO_ASK = 120.0, 15.0, 0.5
 # By these a quotation is known, near the beginning of a mail (bytes).
 _QUOTED, _NEAR = re.compile(rb"(?im)^>|<blockquote|gmail_quote"), 2**18
 
@@ -66,6 +83,13 @@ class Attempt(NamedTuple):
     is_told: bool = False
 
 
+class Question(NamedTuple):
+    """Whether Zulip knows an address, and what came of asking."""
+
+    address: Address
+    attempt: Attempt
+
+
 class Gateway:
     """A configured gateway; raises Trouble where the configuration is unusable."""
 
@@ -75,6 +99,7 @@ class Gateway:
         self.pace = Pace(config, journal)
         self.outcomes = Outcomes(config.logs, journal, config.hosts == 1)
         self.quarantine = Quarantine(config.state_dir, journal, config.quarantine_bytes, config.quarantine_days)
+        self.backlog = Backlog(journal)
         self.spool = config.state_dir / SPOOL
         self.stopping = Event()
         self._backend: Backend | None = None
@@ -83,6 +108,7 @@ class Gateway:
         self._busy: dict[bytes, tuple[Lock, int]] = {}
         # What the journal could not be told.
         self._untold: list[tuple[Mail, Attempt]] = []
+        self._unanswered: list[Question] = []
 
     def deliver(
         self, envelope: Envelope, message: Message, max_wait: float | None = None, keep_refused: bool = True
@@ -97,7 +123,7 @@ class Gateway:
             if envelope.known_by:  # in an inbox by the UID alone; a queue ID comes again
                 key = key_of(*envelope.known_by, b"" if envelope.source == "inbox" else message.digest())
             mail = Mail(key, envelope.source, envelope.recipient, envelope.sender, envelope.queue_id, message.size)
-            with self._alone(key):
+            with self._alone(key), self.backlog.brought(self._address_of(envelope.recipient)):
                 self._tell(key)
                 if verdict := self.journal.verdict(key):
                     return verdict
@@ -109,7 +135,8 @@ class Gateway:
     def succeed(self, former: Gateway) -> None:
         """Take over what the gateway of the former configuration is still about."""
         self._lock, self._busy, self._untold = former._lock, former._busy, former._untold
-        self.outcomes = former.outcomes
+        self._unanswered = former._unanswered
+        self.outcomes, self.backlog = former.outcomes, former.backlog
         self.outcomes.follow(self.config.logs, self.config.hosts == 1)
 
     def backend(self) -> Backend:
@@ -128,7 +155,11 @@ class Gateway:
     def tidy(self) -> None:
         """What has to be done now and then."""
         self._tell()
+        for question in list(self._unanswered):
+            self._answered(question)
+            self._unanswered.remove(question)
         self.outcomes.tidy()
+        self.backlog.tidy()
         self.pace.tidy()
         self.quarantine.tidy()
         self.journal.tidy()
@@ -196,7 +227,7 @@ class Gateway:
         try:
             self.backend()
             seconds = end - time.monotonic()
-            unit = None if address.is_reply else self.pace.acquire(seconds, self.stopping.is_set)
+            unit = self._unit(address, seconds)
         except Trouble as trouble:
             return Attempt(trouble.verdict)
         try:
@@ -209,9 +240,60 @@ class Gateway:
             return Attempt(_verdict(error, self.spool), unit)
         return Attempt(self._hand_over(address.text, text), unit)
 
+    def _unit(self, address: Address, seconds: float) -> Ticket | None:
+        """A place in the rate limit, which a reply does not need; raises Trouble."""
+        if address.is_reply:
+            return None
+        return self.pace.acquire(address_of(address.token), seconds, self.stopping.is_set)
+
+    def knows(self, address: Address) -> Verdict:
+        """Ask Zulip whether it knows an address, and count what that costs; raises Trouble."""
+        unit = self._unit(address, 0)
+        verdict: Verdict = Deferred("4.3.0", "question", "not asked")
+        flight, is_told = None, False
+        try:
+            backend = self.backend()
+            if self.config.worker_counts and self.outcomes.are_known:  # then its worker tells of it
+                with self.outcomes.turn(address.is_reply, _TURN_TO_ASK, self.stopping.is_set):
+                    flight = self.outcomes.begin(None, address, unit)
+                    verdict = backend.knows(address.text, self.spool)
+                    is_told = self.outcomes.handed(flight, verdict)
+            else:
+                verdict = backend.knows(address.text, self.spool)
+        finally:
+            if flight is not None and not is_told:
+                self.outcomes.forget(flight)
+            question = Question(address, Attempt(verdict, unit, flight, is_told))
+            try:
+                self._answered(question)
+            except Trouble:
+                self._unanswered.append(question)
+                raise
+        return verdict
+
+    def _answered(self, question: Question) -> None:
+        """Write down what a question has cost; raises Trouble."""
+        verdict, unit, flight, is_told = question.attempt
+        with self.journal.change() as database:
+            self.pace.close(database, unit, verdict, is_told)
+            if flight is not None and not is_told:
+                self.journal.close_flight(database, flight)
+            self._learn(database, question.address.text, verdict)
+
+    def _learn(self, database: sqlite3.Connection, recipient: str, verdict: Verdict) -> None:
+        """Whether Zulip knows an address. Of what it was not given it has said nothing."""
+        if isinstance(verdict, Delivered) and verdict.cause != DROPPED:
+            self.journal.learn(database, self._address_of(recipient))
+        elif isinstance(verdict, Refused) and verdict.cause == UNKNOWN_ADDRESS:
+            self.journal.unlearn(database, self._address_of(recipient))
+
+    def _address_of(self, recipient: str) -> bytes:
+        return address_of(addresses.token_of(recipient, self.config.pattern))
+
     def _followed(self, mail: Mail, address: Address, text: Message, unit: Ticket | None, end: float) -> Attempt:
         """Hand a mail over, before `end`, and wait for what Zulip's worker tells of it."""
-        with self.outcomes.turn(address.is_reply, end - time.monotonic(), self.stopping.is_set):
+        seconds = max(min(end - time.monotonic(), _TURN), _LEAST_TURN)
+        with self.outcomes.turn(address.is_reply, seconds, self.stopping.is_set):
             flight = self.outcomes.begin(mail, address, unit)
             verdict = self._hand_over(address.text, text)
             is_with_zulip = self.outcomes.handed(flight, verdict)
@@ -266,6 +348,10 @@ class Gateway:
         with self.journal.change(sync=not isinstance(verdict, Deferred)) as database:
             self.journal.finish(database, mail, verdict, copy, lost=verdict.cause == WAITING)
             self.pace.close(database, attempt.unit, verdict, attempt.is_told)
+            self._learn(database, mail.recipient, verdict)
+            if mail.source == "postfix":
+                is_final = not isinstance(verdict, Deferred)
+                self.journal.dequeue(database, self._address_of(mail.recipient), mail.queue_id, is_final, STALE)
             if flight is not None and verdict.cause == WAITING:
                 self.journal.save_flight(database, replace(flight, copy=copy))
             elif flight is not None:

@@ -76,6 +76,13 @@ class ImapSession:
         """A mail as it came; None if it is gone."""
         return self._part(uid, "BODY.PEEK[]")
 
+    def half_removed(self) -> list[int]:
+        """The mails that are marked as deleted and could be gone."""
+        if "UIDPLUS" not in self._capabilities:
+            return []
+        (found,) = self._uid("SEARCH", "DELETED")
+        return [int(uid) for uid in (found or b"").split()]
+
     def remove(self, uid: int) -> None:
         """Take a mail out of the inbox for good."""
         self._uid("STORE", str(uid), "+FLAGS", r"(\Deleted)")

@@ -31,6 +31,10 @@ DAMAGED = ".damaged-"
 POSITION = "failures-position.json"
 # What is counted of mail that Zulip had accepted and failed to post.
 FAILED_INSIDE = "failed inside zulip"
+# What is counted of mail that was not accepted (policy.py).
+REJECTED = "rejected"
+# Where Postfix sends what tells that a bounce could not be delivered (main.cf), and what it is counted as.
+UNDELIVERABLE = "undeliverable@gateway.invalid"
 # Single mails are forgotten this long (seconds) after they were last heard of. Postfix's
 # queue has no mail any longer by then (maximal_queue_lifetime).
 KEPT = 14 * 86400
@@ -43,8 +47,9 @@ _COUNTED = 90 * 86400
 # known by) or operator; recipient is shortened unless there is a copy to deliver again; copy
 # is a file of the quarantine; tries: how often Zulip has failed with it.
 # unit: a place in Zulip's rate limit, see Unit. count: outcomes by the hour. note: the rest.
-# flight: mail that Zulip has and whose outcome is not known, see Flight. place: what Zulip calls the
-# channel of an address. failure: mail in Zulip's file of failed mail that is taken care of.
+# flight: mail that Zulip has and whose outcome is not known, see Flight. known: addresses that Zulip
+# knew the last time; name is what it calls the channel, where it has said so. failure: mail in
+# Zulip's file of failed mail that is taken care of. queued: mail in Postfix's queue, by recipient.
 # Each version of the journal adds to the one before.
 _SCHEMA = (
     """
@@ -75,6 +80,13 @@ CREATE TABLE flight (
 CREATE TABLE place (address BLOB PRIMARY KEY, name TEXT NOT NULL, changed REAL NOT NULL) WITHOUT ROWID;
 CREATE TABLE failure (id INTEGER PRIMARY KEY, address BLOB NOT NULL, at REAL NOT NULL);
 """,
+    """
+ALTER TABLE unit ADD COLUMN address BLOB;
+DROP TABLE place;
+DELETE FROM failure;
+CREATE TABLE known (address BLOB PRIMARY KEY, name TEXT NOT NULL, changed REAL NOT NULL) WITHOUT ROWID;
+CREATE TABLE queued (address BLOB, queue_id TEXT, at REAL NOT NULL, PRIMARY KEY (address, queue_id)) WITHOUT ROWID;
+""",
 )
 _COPIES = (
     "SELECT copy, recipient, sender, queue_id, reason, changed, size, lost, state FROM mail WHERE copy IS NOT NULL"
@@ -86,13 +98,14 @@ class Unit:
     """A place in Zulip's rate limit, in Unix seconds of the host's clock, as Zulip's limiter.
 
     opened: when it was taken; consumed: when Zulip counted the mail, None while that is not
-    known; doubt: there was no answer.
+    known; doubt: there was no answer; address: of the channel, see address_of (None: not known).
     """
 
     id: int
     opened: float
     consumed: float | None = None
     doubt: bool = False
+    address: bytes | None = None
 
 
 class Ticket(NamedTuple):
@@ -106,11 +119,11 @@ class Ticket(NamedTuple):
 class Flight:
     """A mail that is with Zulip; times in Unix seconds.
 
-    key: the mail's; address: of its recipient, see address_of; unit: its place in the rate
-    limit (None: a reply); begun: when the hand-over was begun; handed: when Zulip had accepted it; failed:
+    key: the mail's; address: of its recipient, see address_of; unit: its place in the rate limit
+    (None: a reply); begun: when the hand-over was begun; handed: when Zulip had accepted it; failed:
     when Zulip's worker failed with it, which RabbitMQ may give it once more; copy: in the
-    quarantine, once nobody waits for the outcome; kind, text, at: the outcome, as a line of the
-    worker's log has it (worker_log.Line); kind is empty until then.
+    quarantine, once nobody waits for the outcome (empty: no mail, but a question); kind, text, at:
+    the outcome, as a line of the worker's log has it (worker_log.Line); kind is empty until then.
     """
 
     id: int
@@ -163,9 +176,15 @@ def key_of(*parts: str | bytes) -> bytes:
     return digest.digest()
 
 
-def address_of(recipient: str) -> bytes:
-    """By this a recipient's address is known, without giving it away."""
-    return key_of("address", recipient)
+def address_of(token: str) -> bytes:
+    """By this a channel or a conversation is known, without giving its address away."""
+    return key_of("address", token)
+
+
+def room(size: int) -> int:
+    """What a copy takes on the disk, for a message of so many bytes: blocks, envelope, and its row here."""
+    block, envelope, row = 4096, 512, 512
+    return (size + envelope + block - 1) // block * block + row
 
 
 class Journal:
@@ -340,14 +359,15 @@ class Journal:
         """The units that were not consumed before that time, oldest first."""
         with self._look() as database:
             rows = database.execute(
-                "SELECT id, opened, consumed, doubt FROM unit WHERE consumed IS NULL OR consumed > ? ORDER BY id",
+                "SELECT id, opened, consumed, doubt, address FROM unit WHERE consumed IS NULL OR consumed > ?"
+                " ORDER BY id",
                 (since,),
             )
-            return [Unit(row[0], row[1], row[2], bool(row[3])) for row in rows]
+            return [Unit(row[0], row[1], row[2], bool(row[3]), row[4]) for row in rows]
 
-    def open_unit(self, database: sqlite3.Connection, now: float) -> Ticket:
-        """Take a unit."""
-        number = database.execute("INSERT INTO unit (opened) VALUES (?)", (now,)).lastrowid
+    def open_unit(self, database: sqlite3.Connection, now: float, address: bytes | None = None) -> Ticket:
+        """Take a unit for mail to this address."""
+        number = database.execute("INSERT INTO unit (opened, address) VALUES (?, ?)", (now, address)).lastrowid
         return Ticket(self._generation, int(number or 0))
 
     def has_issued(self, ticket: Ticket) -> bool:
@@ -392,15 +412,21 @@ class Journal:
 
     @staticmethod
     def open_flight(
-        database: sqlite3.Connection, key: bytes, address: bytes, is_reply: bool, unit: Ticket | None, now: float
+        database: sqlite3.Connection,
+        key: bytes,
+        address: bytes,
+        is_reply: bool,
+        unit: Ticket | None,
+        copy: str | None,
     ) -> Flight:
         """Note that a mail is about to be handed over."""
+        now = time.time()
         database.execute("DELETE FROM flight WHERE key = ?", (key,))
         number = database.execute(
-            "INSERT INTO flight (key, address, is_reply, unit, begun) VALUES (?, ?, ?, ?, ?)",
-            (key, address, is_reply, None if unit is None else unit.unit, now),
+            "INSERT INTO flight (key, address, is_reply, unit, begun, copy) VALUES (?, ?, ?, ?, ?, ?)",
+            (key, address, is_reply, None if unit is None else unit.unit, now, copy),
         ).lastrowid
-        return Flight(int(number or 0), key, address, is_reply, unit, now)
+        return Flight(int(number or 0), key, address, is_reply, unit, now, copy=copy)
 
     @staticmethod
     def save_flight(database: sqlite3.Connection, flight: Flight) -> None:
@@ -425,14 +451,29 @@ class Journal:
             return [_flight(row, self._generation) for row in rows]
 
     @staticmethod
-    def learn_place(database: sqlite3.Connection, address: bytes, name: str) -> None:
-        """What Zulip calls the channel of this address."""
-        database.execute("INSERT OR REPLACE INTO place VALUES (?, ?, ?)", (address, name, time.time()))
+    def learn(database: sqlite3.Connection, address: bytes, name: str = "") -> None:
+        """Zulip knows this address; it calls the channel by that name, or does not say."""
+        database.execute(
+            "INSERT INTO known VALUES (?, ?, ?) ON CONFLICT (address) DO UPDATE SET changed = excluded.changed,"
+            " name = CASE excluded.name WHEN '' THEN name ELSE excluded.name END",
+            (address, name, time.time()),
+        )
+
+    @staticmethod
+    def unlearn(database: sqlite3.Connection, address: bytes) -> None:
+        """Zulip does not know this address any more."""
+        database.execute("DELETE FROM known WHERE address = ?", (address,))
+
+    def known_since(self, address: bytes) -> float:
+        """When Zulip knew it last (Unix seconds); 0 if that is not known."""
+        with self._look() as database:
+            row = database.execute("SELECT changed FROM known WHERE address = ?", (address,)).fetchone()
+        return 0.0 if row is None else float(row[0])
 
     def place(self, address: bytes) -> str:
-        """What Zulip called it last; empty if that is not known."""
+        """What Zulip called its channel last; empty if that is not known."""
         with self._look() as database:
-            row = database.execute("SELECT name FROM place WHERE address = ?", (address,)).fetchone()
+            row = database.execute("SELECT name FROM known WHERE address = ?", (address,)).fetchone()
         return "" if row is None else str(row[0])
 
     @staticmethod
@@ -446,6 +487,43 @@ class Journal:
         """True, once for each that was expected."""
         query = "DELETE FROM failure WHERE id = (SELECT min(id) FROM failure WHERE address = ?)"
         return database.execute(query, (address,)).rowcount > 0
+
+    # --- What waits in Postfix's queue
+
+    def number_queued(self, address: bytes) -> int:
+        """How many mails wait for this address."""
+        with self._look() as database:
+            query = "SELECT count(*) FROM queued WHERE address = ?"
+            return int(database.execute(query, (address,)).fetchone()[0])
+
+    def queue(self, addresses: Iterable[bytes], queue_id: str) -> None:
+        """Postfix has accepted a mail for these."""
+        with self.change() as database:
+            database.executemany(
+                "INSERT OR REPLACE INTO queued VALUES (?, ?, ?)",
+                ((address, queue_id, time.time()) for address in addresses),
+            )
+
+    @staticmethod
+    def dequeue(database: sqlite3.Connection, address: bytes, queue_id: str, is_final: bool, stale: float) -> None:
+        """Postfix has brought this mail for it, which waits on if that is not final.
+
+        stale: what should have been brought so long (seconds) before it is gone. Postfix brings what it
+        has for an address in the order in which it came, or came back.
+        """
+        if not is_final:
+            query = "UPDATE queued SET at = ? WHERE address = ? AND queue_id = ?"
+            database.execute(query, (time.time(), address, queue_id))
+            return
+        query = "SELECT at FROM queued WHERE address = ? AND queue_id = ?"
+        for (at,) in database.execute(query, (address, queue_id)).fetchall():
+            query = "DELETE FROM queued WHERE address = ? AND (queue_id = ? OR at < ?)"
+            database.execute(query, (address, queue_id, at - stale))
+
+    def forget_queued(self, address: bytes, before: float) -> None:
+        """What is said to wait since before that time (Unix seconds) is gone."""
+        with self.change() as database:
+            database.execute("DELETE FROM queued WHERE address = ? AND at < ?", (address, before))
 
     # --- The quarantine's index
 
@@ -467,9 +545,9 @@ class Journal:
             return [_copy(row) for row in database.execute(query, (moment, most))]
 
     def copied_bytes(self) -> int:
-        """The size of all copies of refused mail (bytes)."""
+        """What all copies of refused mail take on the disk (bytes)."""
         with self._look() as database:
-            query = "SELECT total(size) FROM mail WHERE copy IS NOT NULL AND lost = 0"
+            query = "SELECT total(room(size)) FROM mail WHERE copy IS NOT NULL AND lost = 0"
             return int(database.execute(query).fetchone()[0])
 
     def number_of_copies(self) -> tuple[int, int, int]:
@@ -510,7 +588,8 @@ class Journal:
                 (now - KEPT,),
             )
             database.execute("DELETE FROM count WHERE hour < ?", ((now - _COUNTED) // 3600,))
-            database.execute("DELETE FROM place WHERE changed < ?", (now - _COUNTED,))
+            database.execute("DELETE FROM known WHERE changed < ?", (now - _COUNTED,))
+            database.execute("DELETE FROM queued WHERE at < ?", (now - KEPT,))
             database.execute("DELETE FROM failure WHERE at < ?", (now - _EXPECTED,))
 
     def forget_units(self, before: float) -> None:
@@ -544,6 +623,7 @@ class Journal:
             for suffix in ("-wal", "-shm"):  # of a file that was removed: they would not fit
                 Path(f"{self._path}{suffix}").unlink(missing_ok=True)
         database = sqlite3.connect(self._path, timeout=10, isolation_level=None, check_same_thread=False)
+        database.create_function("room", 1, room, deterministic=True)
         try:
             database.execute("PRAGMA journal_mode = WAL")
             version = database.execute("PRAGMA user_version").fetchone()[0]

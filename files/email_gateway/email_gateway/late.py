@@ -12,7 +12,7 @@ from . import addresses, outcome
 from .addresses import redact
 from .gateway import Envelope, Gateway, keeping_quotes
 from .journal import Copy, Flight, Journal
-from .verdict import NO_TEXT, Deferred, Delivered, Verdict
+from .verdict import NO_TEXT, RATE_LIMITED, Deferred, Delivered, Verdict
 
 # Others wait for this one to end: seconds for room within Zulip's limits.
 _ROOM = 5.0
@@ -25,14 +25,19 @@ def take_up(gateway: Gateway) -> tuple[list[str], Deferred | None]:
     """
     told: list[str] = []
     waits: Deferred | None = None
+    without_room = set[bytes]()
     for flight in gateway.outcomes.late():
         copy = gateway.journal.copy(flight.copy or "")
         verdict = outcome.verdict_of(flight)
         recipient = _again_to(gateway, flight, copy, verdict) if copy is not None else ""
         if copy is not None and recipient:
-            verdict = waits or _again(gateway, flight, copy, recipient)  # where one finds no room, none does
+            # Where one finds no room, no other of the channel does; other trouble is everybody's.
+            if flight.address in without_room or (waits is not None and waits.cause != RATE_LIMITED):
+                continue
+            verdict = _again(gateway, flight, copy, recipient)
             if isinstance(verdict, Deferred):
                 waits = verdict
+                without_room.add(flight.address)
                 continue
         _close(gateway, flight, verdict)
         if copy is not None:

@@ -82,6 +82,11 @@ class Message:
         draft.flush()
         return Message(draft)
 
+    def has_longer_header(self, most: int) -> bool:
+        """True if the header is longer than that (bytes)."""
+        begin = self.text(0, most)
+        return len(begin) == most and _header_end(begin) is None
+
     def changed(self, changes: Iterable[Change], folder: Path) -> Message:
         """The mail with changes, which are in ascending order, and otherwise byte for byte the
         same; stored in `folder` until it is no longer used. Raises OSError."""

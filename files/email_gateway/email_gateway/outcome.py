@@ -15,6 +15,7 @@ database connection broke): then RabbitMQ gives the next worker the same mail.
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
@@ -60,6 +61,12 @@ _LOOK, _PAUSE = 0.01, 0.25
 _ONLY_REPLIES = (worker_log.REPLY_POSTED, worker_log.INACTIVE, worker_log.AUTOMATIC)
 _ONLY_CHANNELS = (worker_log.POSTED, worker_log.NOT_ALLOWED, worker_log.RATE_LIMITED)
 _NAMELESS = (worker_log.NO_TEXT, worker_log.NO_BODY, worker_log.TIMED_OUT, worker_log.GONE)
+
+# What the worker says of a question.
+_ANSWERS = (worker_log.NO_TEXT, worker_log.NO_BODY)
+# When a question was handed over of which it is not known whether Zulip has it: it holds up nobody,
+# and what is said of it so long (seconds) is about nobody else.
+IN_DOUBT, _DOUBTED = 0.0, 600.0
 
 # Zulip has posted what it was given later, and said nothing of this mail.
 LOST = "lost"
@@ -149,16 +156,19 @@ class Outcomes:
                 self._is_handing = False
                 self._changed.notify_all()
 
-    def begin(self, mail: Mail, address: Address, unit: Ticket | None) -> Flight:
-        """A mail is about to be handed over, within a turn; raises Trouble."""
+    def begin(self, mail: Mail | None, address: Address, unit: Ticket | None) -> Flight:
+        """A mail is about to be handed over, within a turn, or an empty one (None), to ask for its
+        address; raises Trouble."""
         with self._changed:
             self.look()  # what stands there now is not about it
             with self._journal.change() as database:
-                self._journal.begin(database, mail)
+                if mail is not None:
+                    self._journal.begin(database, mail)
                 if self._journal.note("worker log") is None:  # a start goes on from here
                     self._write_positions(database)
+                key, copy = (os.urandom(16), "") if mail is None else (mail.key, None)
                 flight = self._journal.open_flight(
-                    database, mail.key, address_of(address.text), address.is_reply, unit, time.time()
+                    database, key, address_of(address.token), address.is_reply, unit, copy
                 )
             self._flights.append(flight)
         return flight
@@ -170,6 +180,10 @@ class Outcomes:
             self._save(flight)
             return True
         if isinstance(verdict, Deferred) and verdict.in_doubt and self._told(flight, DOUBTFUL):
+            return True
+        if isinstance(verdict, Deferred) and verdict.in_doubt and flight.copy == "":
+            flight.handed = IN_DOUBT
+            self._save(flight)
             return True
         with self._changed:
             if flight.kind and Line(0, flight.kind).counts:  # another producer's, then
@@ -197,7 +211,7 @@ class Outcomes:
         """Those with a copy, whose outcome is known now."""
         self.look()
         with self._changed:
-            return [flight for flight in self._flights if flight.copy is not None and flight.kind]
+            return [flight for flight in self._flights if flight.copy and flight.kind]
 
     def after_a_start(self) -> None:
         """What was being handed over when the service was killed: with Zulip, if there is a line about it."""
@@ -207,11 +221,10 @@ class Outcomes:
                     self._journal.close_flight(database, flight)
                 self.forget(flight)
 
-    def has_failed(self, recipient: str, when: float) -> bool:
+    def has_failed(self, address: bytes, when: float) -> bool:
         """A mail stands in Zulip's file of failed mail, since that time (Unix seconds): True if it is taken
-        care of here."""
+        care of here. address: see address_of."""
         self.look()
-        address = address_of(recipient)
         with self._changed, self._journal.change() as database:
             if self._journal.is_expected_failure(database, address):
                 return True
@@ -241,8 +254,13 @@ class Outcomes:
         with self._changed:
             self.look()
             self._write()
-            old = time.time() - KEPT
-            for flight in [one for one in self._flights if one.kind and one.copy is None and (one.at or 0) < old]:
+            old, doubted = time.time() - KEPT, time.time() - _DOUBTED
+            for flight in [
+                one
+                for one in self._flights
+                if (one.kind and one.copy is None and (one.at or 0) < old)
+                or (one.handed == IN_DOUBT and one.begun < doubted)
+            ]:
                 with self._journal.change() as database:
                     self._journal.close_flight(database, flight)
                 self.forget(flight)
@@ -251,17 +269,20 @@ class Outcomes:
         with self._journal.change() as database:
             self._write_all(database)
         self._unsaved, self._others, self._failures = [], [], []
+        self._flights = [flight for flight in self._flights if flight.copy != "" or not flight.kind]
 
     def _write_all(self, database: sqlite3.Connection) -> None:
         now = time.time()
         for flight in self._unsaved:
             self._journal.save_flight(database, flight)
             if flight.kind == worker_log.POSTED:
-                self._journal.learn_place(database, flight.address, flight.text)
+                self._journal.learn(database, flight.address, flight.text)
             if flight.unit is not None and flight.kind:
                 self._journal.settle_unit(
                     database, flight.unit, None if flight.kind == worker_log.RATE_LIMITED else flight.at
                 )
+            if flight.copy == "" and flight.kind:
+                self._journal.close_flight(database, flight)
         for at in self._others if self._counts_others else ():
             self._journal.add_another(database, min(at, now))
         for address in self._failures:
@@ -292,14 +313,16 @@ class Outcomes:
         """Give each line to the mail it is about."""
         if not self._lines:
             return
-        waiting = sum(not flight.kind for flight in self._flights)
+        waiting = sum(not flight.kind and flight.handed != IN_DOUBT for flight in self._flights)
         is_short = self._overdue() and len(self._lines) < waiting
         if is_short and time.monotonic() - self._last_line < _QUIET:
             return
         # With too few lines Zulip has lost the first ones.
         lines, flights = (self._lines[::-1], self._flights[::-1]) if is_short else (self._lines, self._flights)
         for line in lines:
-            flight = next((flight for flight in flights if self._fits(line, flight)), None)
+            # Where both may be meant, it is rather about a question than about a mail.
+            ordered = sorted(flights, key=lambda one: one.copy != "") if line.kind in _ANSWERS else flights
+            flight = next((flight for flight in ordered if self._fits(line, flight)), None)
             if flight is None and line.counts and line not in self._misnamed.values():
                 self._others.append(line.at)
             elif flight is not None:
@@ -319,6 +342,8 @@ class Outcomes:
             return is_named and line.text == place  # another producer's has failed
         if line.kind in (_ONLY_CHANNELS if flight.is_reply else _ONLY_REPLIES):
             return False
+        if line.kind in (worker_log.POSTED, worker_log.REPLY_POSTED) and flight.copy == "":
+            return False  # a question is nothing to post
         if is_named and line.text != place:
             if flight.key in self._misnamed:
                 self._others.append(self._misnamed[flight.key].at)
@@ -331,7 +356,7 @@ class Outcomes:
         self._misnamed = {key: other for key, other in self._misnamed.items() if other is not line}
         if line.kind == worker_log.FAILED:
             flight.failed = line.at
-            self._failures.append(flight.address)
+            self._failures += [flight.address] if flight.copy != "" else []
         else:
             if flight.kind:
                 self._others.append(at)  # it was another's line
@@ -374,7 +399,9 @@ class Outcomes:
         before = [
             flight.begun
             for flight in self._flights
-            if (not flight.kind or self._may_be_anothers(flight)) and (is_overdue or not (is_reply or flight.is_reply))
+            if (not flight.kind or self._may_be_anothers(flight))
+            and flight.handed != IN_DOUBT
+            and (is_overdue or not (is_reply or flight.is_reply))
         ]
         return not self._is_handing and max(before, default=0.0) < time.time() - _ONE_MORE
 

@@ -7,6 +7,11 @@ holds a unit of each window until the worker's log says when it was consumed (ou
 and from then on as consumed at that moment. What others have sent counts as well. Where the
 log cannot be read a mail counts from the hand-over on, and the windows are stretched.
 
+What room there is, is shared by the rule of dynamic thresholds (Choudhury and Hahne, IEEE/ACM
+Transactions on Networking 6(2), 1998): a channel gets a place in a window while it has fewer
+than `share` times as many as are free. One alone can take share / (share + 1) of a window, and
+of 50 places some stay free for others as long as fewer than a dozen channels are flooded.
+
 Zulip 11 and later count in their SMTP server, when the mail is handed over. Should Zulip
 say that its limit is used up, though there is room here, the next try waits, longer each time.
 
@@ -23,8 +28,10 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from threading import Lock
 from typing import Any
 
 from . import worker_log
@@ -38,6 +45,11 @@ POLL = 0.25
 # After Zulip's own "rate-limited", or no answer, wait this long, and twice as long each time (seconds).
 FIRST_HOLD, LONGEST_HOLD = 5.0, 60.0
 
+# So many channels may wait for room at a time, each with its first mail, behind which the others
+# wait in Postfix's queue; further ones go back into it at once. Whoever waits less than a moment
+# (seconds) does not count. Each has a process of ours that waits.
+_WAITING_ROOM, _MOMENT = 8, 2.0
+
 # {"cause": one of verdict.py, "seconds": how long, "until": Unix seconds}
 Hold = dict[str, Any]
 
@@ -50,21 +62,27 @@ def settle(units: Sequence[Unit], now: float) -> None:
             unit.consumed = min(unit.consumed, now)
 
 
-def seconds_to_wait(units: Sequence[Unit], windows: Sequence[Window], now: float) -> float:
-    """Seconds until a mail may be handed over; 0 if it may be now.
+def seconds_to_wait(
+    units: Sequence[Unit], windows: Sequence[Window], now: float, address: bytes, share: float
+) -> float:
+    """Seconds until a mail to this address may be handed over; 0 if it may be now.
 
     POLL stands for an unknown time: it depends on mail that is under way.
     """
     longest = 0.0
     for limit, seconds in windows:
-        expiring = sorted(unit.consumed + seconds for unit in units if unit.consumed is not None)
-        expiring = [moment for moment in expiring if moment > now]
-        used = len(expiring) + sum(unit.consumed is None for unit in units)
-        if used < limit:
-            continue
-        must_expire = used - limit  # index of the unit whose end makes room
-        known = 0 <= must_expire < len(expiring)
-        longest = max(longest, expiring[must_expire] - now if known else POLL)
+        counting = [unit for unit in units if unit.consumed is None or unit.consumed + seconds > now]
+        used, own = len(counting), sum(unit.address == address for unit in counting)
+        wait = 0.0
+        expiring = [(unit.consumed + seconds, unit.address) for unit in counting if unit.consumed is not None]
+        expiring.sort(key=lambda one: one[0], reverse=True)
+        while own >= share * (limit - used):
+            if not expiring:
+                wait = POLL
+                break
+            moment, whose = expiring.pop()
+            wait, used, own = moment - now, used - 1, own - (whose == address)
+        longest = max(longest, wait)
     return longest
 
 
@@ -97,29 +115,50 @@ class Pace:
         self._journal = journal
         self._clock = clock
         self._sleep = sleep
+        self._waiting, self._lock = set[bytes](), Lock()
         self._longest = max(seconds for _, seconds in config.windows) + config.slack
 
-    def acquire(self, max_wait: float, is_stopping: Callable[[], bool] = lambda: False) -> Ticket:
-        """Wait for room, and take a unit.
+    def acquire(self, address: bytes, max_wait: float, is_stopping: Callable[[], bool] = lambda: False) -> Ticket:
+        """Wait for room, and take a unit for mail to this address.
 
-        max_wait: seconds. Raises Trouble when the wait would exceed them, when the journal
-        cannot be written, or when `is_stopping` says that the service is to end.
+        max_wait: seconds. Raises Trouble when the wait would exceed them, when too many wait, when
+        the journal cannot be written, or when `is_stopping` says that the service is to end.
         """
         give_up = self._clock() + max_wait
-        while True:
-            with self._journal.change() as database:
-                now = self._clock()
-                units = self._refresh(database, now)
-                hold = self._journal.note("hold")
-                wait = seconds_to_wait(units, windows_of(self._config), now)
-                on_hold = seconds_on_hold(hold, now)
-                if max(wait, on_hold) <= 0:
-                    return self._journal.open_unit(database, now)
-            if is_stopping():
-                raise Trouble("4.3.2", STOPPING, "the gateway is being stopped or restarted")
-            if now + max(wait, on_hold) > give_up:
-                raise _too_long(wait, on_hold, hold)
-            self._sleep(min(max(wait, on_hold), 1.0))
+        with ExitStack() as place:
+            has_place = False
+            while True:
+                with self._journal.change() as database:
+                    now = self._clock()
+                    units = self._refresh(database, now)
+                    hold = self._journal.note("hold")
+                    wait = seconds_to_wait(units, windows_of(self._config), now, address, self._config.share)
+                    on_hold = seconds_on_hold(hold, now)
+                    if max(wait, on_hold) <= 0:
+                        return self._journal.open_unit(database, now, address)
+                if is_stopping():
+                    raise Trouble("4.3.2", STOPPING, "the gateway is being stopped or restarted")
+                if now + max(wait, on_hold) > give_up:
+                    raise _too_long(wait, on_hold, hold)
+                if not has_place and max(wait, on_hold) > _MOMENT:
+                    has_place = place.enter_context(self._place_to_wait(address))
+                    if not has_place:
+                        raise _too_long(wait, on_hold, hold)
+                self._sleep(min(max(wait, on_hold), 1.0))
+
+    @contextmanager
+    def _place_to_wait(self, address: bytes) -> Iterator[bool]:
+        """False if all are taken, or one by the same channel."""
+        with self._lock:
+            is_free = address not in self._waiting and len(self._waiting) < _WAITING_ROOM
+            if is_free:
+                self._waiting.add(address)
+        try:
+            yield is_free
+        finally:
+            if is_free:
+                with self._lock:
+                    self._waiting.discard(address)
 
     def close(self, database: sqlite3.Connection, ticket: Ticket | None, verdict: Verdict, is_told: bool) -> None:
         """Note what became of the hand-over that held this unit (None: a reply, without one).

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from . import addresses
-from .addresses import redact
+from .addresses import redact, token_of
 from .client import Client
 from .config import Config, Imap
 from .imap_session import FAILED_FOLDER, Declined, ImapSession
@@ -41,7 +41,7 @@ MAX_WAIT, ROOM_RETRY = 1.0, 4.0
 ENOUGH = 3
 
 
-# Causes for which all channel mail waits, not this one mail.
+# Causes for which not this one mail waits, but all of its channel (for room), or of all channels.
 _NO_ROOM = (RATE_LIMITED, "worker")
 
 
@@ -151,6 +151,10 @@ class Inbox:
             self._recipients.clear()
             self._waiting_for.clear()
         self._stuck.clear()
+        # The session before may have broken in the middle of it.
+        for uid in self._service.delivered(mailbox.identity, mailbox.half_removed()):
+            with self._alone(uid):
+                mailbox.remove(uid)
         quiet = deferred = 0
         while True:
             seen = self.take_all(mailbox)
@@ -176,12 +180,13 @@ class Inbox:
         # they were tried: it may be they.
         trouble = [uid for uid, cause in self._waiting_for.items() if cause not in _NO_ROOM]
         queue = [uid for uid in uids if uid not in trouble] + [uid for uid in trouble if uid in uids]
-        seen, taken, in_a_row, no_room = set(uids), 0, 0, False
+        seen, taken, in_a_row = set(uids), 0, 0
+        waiting = set[str]()  # tokens of channels; "" for all
         while queue and in_a_row < ENOUGH:
             uid = queue.pop(0)
             if self._stopping:
                 raise Stopped
-            if uid in self._stuck or (no_room and uid not in done and not self._is_reply(mailbox, uid)):
+            if uid in self._stuck or (uid not in done and self._has_to_wait(mailbox, uid, waiting)):
                 continue
             verdict = self._remove_or_take(mailbox, uid, uid in done)
             if uid in self._stuck:
@@ -192,12 +197,13 @@ class Inbox:
                 seen.update(replies)
                 queue[:0] = replies
             elif verdict.cause in _NO_ROOM:
-                no_room, in_a_row = True, 0
+                waiting.add(self._token(uid) if verdict.cause == RATE_LIMITED else "")
+                in_a_row = 0
             else:
                 in_a_row += 1
         self._recipients = {uid: found for uid, found in self._recipients.items() if uid in seen}
         self._waiting_for = {uid: cause for uid, cause in self._waiting_for.items() if uid in seen}
-        return Round(seen, taken, len(seen) - taken, no_room)
+        return Round(seen, taken, len(seen) - taken, bool(waiting))
 
     def _remove_or_take(self, mailbox: ImapSession, uid: int, is_done: bool) -> Verdict | None:
         with self._alone(uid):
@@ -262,6 +268,15 @@ class Inbox:
             header = mailbox.header(uid) or b""
             self._recipients[uid] = find_recipient(header, self._config.pattern)
         return self._recipients[uid]
+
+    def _has_to_wait(self, mailbox: ImapSession, uid: int, waiting: set[str]) -> bool:
+        """True for mail to a channel for which a mail waits already."""
+        if not waiting or self._is_reply(mailbox, uid):
+            return False
+        return "" in waiting or self._token(uid) in waiting
+
+    def _token(self, uid: int) -> str:
+        return token_of(self._recipients.get(uid) or "-", self._config.pattern)
 
     def _is_reply(self, mailbox: ImapSession, uid: int) -> bool:
         recipient = None

@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from . import files
-from .journal import Copy, Journal, Mail
+from .journal import Copy, Journal, Mail, room
 from .message import Message, stored
 from .verdict import Trouble
 
@@ -35,7 +35,7 @@ class Quarantine:
         self._journal = journal
         self._max_bytes = max_bytes
         self._max_age = max_days * 86400
-        # Bytes of all copies of refused mail, once they were added up.
+        # What all copies of refused mail take on the disk (bytes), once they were added up.
         self._bytes: int | None = None
 
     def store(self, message: Message, mail: Mail, reason: str, lost: bool = False) -> str:
@@ -104,9 +104,8 @@ class Quarantine:
 
     def grew(self, size: int) -> None:
         """Keep the copies within bounds after one more, of so many bytes; costs the same for any number."""
-        self._bytes = self._journal.copied_bytes() if self._bytes is None else self._bytes + size
-        if self._bytes > self._max_bytes:
-            self.tidy()
+        self._bytes = self._journal.copied_bytes() if self._bytes is None else self._bytes + room(size)
+        self._shrink()
 
     def tidy(self) -> None:
         """Remove the oldest until size and age are within bounds; the newest goes by age only."""
@@ -114,11 +113,15 @@ class Quarantine:
         for copy in self._journal.copies_refused_before(now - self._max_age, _AT_A_TIME):
             self.remove(copy.id)
         self._bytes = self._journal.copied_bytes()
-        too_much = self._bytes - self._max_bytes
-        for copy in self._journal.copies_refused_before(now, _AT_A_TIME)[:-1] if too_much > 0 else ():
+        self._shrink()
+
+    def _shrink(self) -> None:
+        if (self._bytes or 0) <= self._max_bytes:
+            return
+        for copy in self._journal.copies_refused_before(time.time(), _AT_A_TIME)[:-1]:
             self.remove(copy.id)
-            too_much -= copy.size
-            if too_much <= 0:
+            self._bytes = (self._bytes or 0) - room(copy.size)
+            if self._bytes <= self._max_bytes:
                 break
 
     def reindex(self) -> None:

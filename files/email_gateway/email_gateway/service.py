@@ -20,14 +20,27 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from . import config, late, migration, revival
+from . import config, late, migration, policy, revival
 from .addresses import redact
 from .backend import prove
 from .failures import Failures
 from .gateway import SPOOL, Envelope, Gateway
-from .journal import Journal, key_of
+from .journal import UNDELIVERABLE, Journal, add_to_count, key_of
 from .message import Message
-from .verdict import STOPPING, Deferred, Delivered, Refused, Trouble, Verdict, answer, bug, exit_status, one_line
+from .policy import Policy
+from .verdict import (
+    DROPPED,
+    STOPPING,
+    Deferred,
+    Delivered,
+    Refused,
+    Trouble,
+    Verdict,
+    answer,
+    bug,
+    exit_status,
+    one_line,
+)
 
 # Look this often (seconds) for what failed inside Zulip, and for what there is to tidy.
 _TICK, _TIDY = 5.0, 60.0
@@ -37,8 +50,15 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 60.0, 900.0
 _MAX_REQUEST, _REQUEST_TIMEOUT = 2**24, 30.0
 # sd_listen_fds(3): the first descriptor that systemd passes.
 _FIRST_DESCRIPTOR = 3
+# The sockets' names: of their units (systemd.socket(5), FileDescriptorName=).
+SUBMIT, POLICY = "zulip-email-gateway.socket", "zulip-email-gateway-policy.socket"
 # What still has a name in the spool after this time (seconds), nobody is using.
 _LEFT_OVER = 600.0
+# An operator waits so long (seconds) for room within Zulip's limits.
+_ROOM = 30.0
+# Postfix sends the whole header of a refused mail back. One of more bytes is nobody's mail, and
+# stays in quarantine without a notice to its sender, who is forged as a rule.
+_MOST_RETURNED = 2**18
 # A thread needs little, and there may be many.
 _STACK = 2**19
 
@@ -56,6 +76,9 @@ class Service:
         self._read: tuple[object, ...] = ()
         self._stopping = threading.Event()
         self._threads: set[threading.Thread] = set()
+        self._policy = Policy(self.gateway, self._begin, say)
+        # The connections of smtpd.
+        self._asking: set[socket.socket] = set()
 
     def gateway(self) -> Gateway:
         """The gateway as configured now; raises Trouble."""
@@ -74,12 +97,13 @@ class Service:
             self._read = (stamp, _stamp(loaded.credential))
             return self._gateway
 
-    def serve(self, listening: socket.socket) -> None:
-        """Answer until SIGTERM; then finish what was begun."""
+    def serve(self, submit: socket.socket, asked: socket.socket | None = None) -> None:
+        """Answer until SIGTERM; then finish what was begun. asked: by smtpd."""
         threading.stack_size(_STACK)
         signal.signal(signal.SIGTERM, lambda *_: self._stopping.set())
         wake, woken = socket.socketpair()
-        for end in (wake, woken, listening):
+        doors = {submit: self._serve_one, **({asked: self._serve_smtpd} if asked else {})}
+        for end in (wake, woken, *doors):
             end.setblocking(False)
         signal.set_wakeup_fd(woken.fileno())
         try:
@@ -89,37 +113,49 @@ class Service:
         self._begin(self._in_the_background)
         notify("READY=1")
         poll = select.poll()
-        poll.register(listening, select.POLLIN)
-        poll.register(wake, select.POLLIN)
+        for end in (wake, *doors):
+            poll.register(end, select.POLLIN)
         beat, shown = watchdog_seconds(), 0.0
         while not self._stopping.is_set():
             poll.poll(beat * 1000 if beat else None)
             if beat and time.monotonic() - shown >= beat / 2 and self._is_alive():
                 notify("WATCHDOG=1")
                 shown = time.monotonic()
-            try:
-                connection, _ = listening.accept()
-            except (BlockingIOError, ConnectionError):
-                continue
-            except OSError as error:  # no descriptor is left, for example
-                say(f"cannot take a request: {error.strerror}")
-                time.sleep(1)
-                continue
-            self._begin(self._serve_one, connection)
+            for door, work in doors.items():
+                self._accept(door, work)
         notify("STOPPING=1")
-        listening.close()
+        for door in doors:
+            door.close()
+        for connection in list(self._asking):
+            policy.end(connection)
         for thread in list(self._threads):
             thread.join()
         if self._gateway is not None:
             self._gateway.close()
         if self._journal is not None:
+            with suppress(Trouble):
+                self._policy.tidy(self._journal)
+            self._policy.close()
             self._journal.close()
+
+    def _accept(self, door: socket.socket, work: Callable[[socket.socket], None]) -> None:
+        try:
+            connection, _ = door.accept()
+        except (BlockingIOError, ConnectionError):
+            return
+        except OSError as error:  # no descriptor is left, for example
+            say(f"cannot take a request: {error.strerror}")
+            time.sleep(1)
+            return
+        self._begin(work, connection)
 
     def _is_alive(self) -> bool:
         """True if the journal can be had: no thread keeps it for ever."""
         return self._journal is None or self._journal.is_free(1.0)
 
-    def _begin(self, work: Callable[..., None], *arguments: Any) -> None:
+    def _begin(self, work: Callable[..., None], *arguments: Any) -> bool:
+        """Start a thread; False if there is no room for one."""
+
         def run() -> None:
             try:
                 work(*arguments)
@@ -134,6 +170,8 @@ class Service:
             self._threads.discard(thread)
             for argument in arguments:
                 argument.close()
+            return False
+        return True
 
     def _serve_one(self, connection: socket.socket) -> None:
         with connection, suppress(OSError):
@@ -151,6 +189,15 @@ class Service:
                     os.close(descriptor)
             connection.settimeout(_REQUEST_TIMEOUT)
             connection.sendall(said.encode("utf-8", "replace"))
+
+    def _serve_smtpd(self, connection: socket.socket) -> None:
+        """One smtpd, for as long as it asks."""
+        self._asking.add(connection)
+        with connection, suppress(OSError):
+            connection.setblocking(True)
+            if not self._stopping.is_set():
+                self._policy.converse(connection)
+        self._asking.discard(connection)
 
     def _answer(self, verb: str, fields: Fields, descriptor: int | None) -> str:
         gateway = self.gateway()
@@ -206,6 +253,7 @@ class Service:
         if gateway.journal.began_anew():
             gateway.quarantine.reindex()
         gateway.tidy()
+        self._policy.tidy(gateway.journal)
         return _TIDY
 
 
@@ -227,6 +275,10 @@ def _patiently(work: Callable[[], tuple[list[str], Deferred | None]]) -> Callabl
 
 def _deliver(gateway: Gateway, fields: Fields, descriptor: int) -> Verdict:
     recipient, original = fields["recipient"], fields.get("original-recipient", "")
+    if recipient == UNDELIVERABLE:
+        with gateway.journal.change() as database:
+            add_to_count(database, UNDELIVERABLE, "notice")
+        return Delivered("counted", DROPPED)
     # Zulip's own Postfix configuration aliases everything to zulip@localhost; such
     # mail still waits after a takeover.
     if recipient == "zulip@localhost" and original:
@@ -239,9 +291,15 @@ def _deliver(gateway: Gateway, fields: Fields, descriptor: int) -> Verdict:
     else:
         source = "operator"
     envelope = Envelope(recipient, fields.get("sender", ""), queue_id, source, known_by)
-    max_wait = float(fields["max-wait"]) if "max-wait" in fields else None
+    # Who delivers by hand does not wait long, and would deliver it once more.
+    max_wait = float(fields["max-wait"]) if "max-wait" in fields else None if queue_id else _ROOM
     with open(os.dup(descriptor), "rb") as file:
-        return gateway.deliver(envelope, Message(file), max_wait, keep_refused=source != "inbox")
+        message = Message(file)
+        verdict = gateway.deliver(envelope, message, max_wait, keep_refused=source != "inbox")
+        if isinstance(verdict, Refused) and source == "postfix" and message.has_longer_header(_MOST_RETURNED):
+            what = f"refused, and not sent back: its header has more than {_MOST_RETURNED} bytes"
+            return Delivered(f"{what}; {verdict.reason}", DROPPED)
+        return verdict
 
 
 def _replay(gateway: Gateway, name: str, to: str) -> str:
@@ -252,7 +310,8 @@ def _replay(gateway: Gateway, name: str, to: str) -> str:
     if copy.waits:
         return f"75 {name}: {copy.reason}; once that is told it leaves the quarantine, or can be delivered again\n"
     envelope = Envelope(to or copy.recipient, copy.sender, copy.queue_id)
-    verdict = gateway.deliver(envelope, gateway.quarantine.message(name, gateway.spool), keep_refused=False)
+    message = gateway.quarantine.message(name, gateway.spool)
+    verdict = gateway.deliver(envelope, message, max_wait=_ROOM, keep_refused=False)
     if isinstance(verdict, Delivered):
         gateway.quarantine.remove(name)
         return f"0 {name}: {verdict.note}\n"
@@ -306,12 +365,15 @@ def _stamp(path: Path) -> tuple[int, ...]:
     return status.st_mtime_ns, status.st_ino, status.st_size, status.st_mode, status.st_uid
 
 
-def listening_socket() -> socket.socket:
-    """The socket that systemd has passed (sd_listen_fds(3)); raises Trouble."""
-    if os.environ.get("LISTEN_PID") != str(os.getpid()) or os.environ.get("LISTEN_FDS") != "1":
+def listening_sockets() -> tuple[socket.socket, socket.socket | None]:
+    """The sockets that systemd has passed (sd_listen_fds_with_names(3)): where mail is submitted, and where
+    smtpd asks, if it does. Raises Trouble."""
+    names = os.environ.get("LISTEN_FDNAMES", "").split(":")
+    if os.environ.get("LISTEN_PID") != str(os.getpid()) or SUBMIT not in names:
         what = "systemd starts the service with its socket; run: systemctl start zulip-email-gateway.socket"
         raise Trouble("4.3.0", "socket", what)
-    return socket.socket(fileno=_FIRST_DESCRIPTOR)
+    found = {name: socket.socket(fileno=_FIRST_DESCRIPTOR + number) for number, name in enumerate(names)}
+    return found[SUBMIT], found.get(POLICY)
 
 
 def notify(state: str) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from . import worker_log
 from .addresses import redact
 from .config import Config
-from .journal import FAILED_INSIDE, Journal
+from .journal import FAILED_INSIDE, REJECTED, UNDELIVERABLE, Journal
 from .pace import Pace, seconds_on_hold, usage, windows_of
 from .revival import RESTARTED
 
@@ -27,6 +27,7 @@ def collect(config: Config) -> dict[str, Any]:
     return {
         "since": journal.note("since"),
         "failed_inside_zulip": counts.pop(FAILED_INSIDE, {}),
+        "undeliverable_bounces": sum(counts.pop(UNDELIVERABLE, {}).values()),
         "counts": counts,
         "quarantine": copies,
         "server_restarts": sum(counts.pop(RESTARTED, {}).values()),
@@ -36,7 +37,7 @@ def collect(config: Config) -> dict[str, Any]:
             {"limit": window.limit, "seconds": window.seconds, "used": used}
             for window, used in usage(units, windows_of(config), now)
         ],
-        "under_way": sum(not flight.kind for flight in journal.flights()),
+        "under_way": sum(not flight.kind and flight.copy != "" for flight in journal.flights()),
         "worker_log": None if log is None else str(log),
         "hold": seconds_on_hold(journal.note("hold"), now),
         "damaged": journal.damaged(),
@@ -47,12 +48,14 @@ def collect(config: Config) -> dict[str, Any]:
 def render(facts: dict[str, Any], logs: object) -> str:
     """The same for reading."""
     lines = [f"Since {time.strftime('%Y-%m-%d %H:%M', time.localtime(facts['since']))}:"]
-    for kind in ("delivered", "deferred", "refused"):
+    for kind in ("delivered", "deferred", "refused", REJECTED):
         causes = facts["counts"].get(kind, {})
         why = ", ".join(f"{cause} {number}" for cause, number in sorted(causes.items()))
         lines.append(f"  {kind:<10} {sum(causes.values()):>6}" + (f"  ({why})" if why else ""))
     for outcome, number in sorted(facts["failed_inside_zulip"].items()):
         lines.append(f"  failed inside Zulip, {outcome}: {number}")
+    if facts["undeliverable_bounces"]:
+        lines.append(f"  senders who could not be told of a refusal: {facts['undeliverable_bounces']}")
     if facts["server_restarts"]:
         what = "Zulip's mail server was restarted because it answered nothing but 500"
         lines.append(f"  {what}: {facts['server_restarts']}")

@@ -29,6 +29,8 @@ RATE_LIMITED = "rate limit"
 NO_ANSWER = "no answer"
 # The cause of a mail in which Zulip finds nothing to post.
 NO_TEXT = "no text"
+# The cause of a mail to an address that Zulip does not know.
+UNKNOWN_ADDRESS = "unknown address"
 # The cause of a mail whose delivery was not begun because the service ends.
 STOPPING = "stopping"
 
@@ -36,6 +38,9 @@ STOPPING = "stopping"
 # it, which is all that can be known; that Zulip makes nothing of it, on purpose; that Zulip has
 # accepted it, and will say what became of it.
 POSTED, ACCEPTED, DROPPED, WAITING = "posted", "accepted", "dropped", "waiting"
+
+# What the sender is told to do about an address that Zulip does not know.
+COPY_AGAIN = "please copy the address from Zulip again"
 
 # What Zulip says of an address that does not match its EMAIL_GATEWAY_PATTERN. Ours
 # all do, so this is a verdict on the settings and not on the mail.
@@ -88,7 +93,7 @@ def on_address(status: str, text: str) -> Verdict:
             "playbooks/site.yml, or set it in Zulip's settings.py where Zulip is on another host"
         )
         return Deferred("4.3.5", "Zulip's pattern", reason)
-    return Refused(status, "unknown address", f"{redact(text)}; please copy the address from Zulip again")
+    return Refused(status, UNKNOWN_ADDRESS, f"{redact(text)}; {COPY_AGAIN}")
 
 
 class Trouble(Exception):

@@ -61,9 +61,10 @@ def test_windows_and_hosts(mx):
 
 def test_values_reach_the_program_and_postfix(mx):
     conf = mx.sh("cat /etc/zulip-email-gateway/gateway.conf")
-    for line in ("auto_replies = post", "timeout = 10", "max_wait = 30", "max_mib = 1", "days = 2"):
+    values = ("auto_replies = post", "timeout = 10", "share = 9", "max_wait = 30", "max_mib = 1", "days = 2")
+    for line in (*values, "unknown_addresses = accept", "most_queued = 50"):
         assert f"\n{line}\n" in conf
-    assert mx.sh("postconf -h message_size_limit zulip_time_limit").split() == ["1000000", "150"]
+    assert mx.sh("postconf -h message_size_limit zulip_time_limit").split() == ["1000000", "135"]
 
 
 def test_the_hosts_own_programs_may_send_and_nobody_else(mx):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from conftest import ZulipHost, changed
-from figures import JOURNAL
+from figures import JOURNAL, SOCKETS
 
 
 @pytest.fixture
@@ -38,12 +38,12 @@ TROUBLE = {
         "mv /etc/zulip/zulip.conf.before /etc/zulip/zulip.conf",
     ),
     "zulip-email-gateway.socket does not run": (
-        "systemctl stop zulip-email-gateway.service zulip-email-gateway.socket",
-        "systemctl start zulip-email-gateway.socket zulip-email-gateway.service",
+        f"systemctl stop {SOCKETS} zulip-email-gateway.service",
+        f"systemctl start {SOCKETS} zulip-email-gateway.service",
     ),
     "the service cannot be reached at /run/zulip-email-gateway/submit": (
-        "systemctl stop zulip-email-gateway.service zulip-email-gateway.socket",
-        "systemctl start zulip-email-gateway.socket zulip-email-gateway.service",
+        f"systemctl stop {SOCKETS} zulip-email-gateway.service",
+        f"systemctl start {SOCKETS} zulip-email-gateway.service",
     ),
     "the journal was damaged and began anew": (
         f"systemctl stop zulip-email-gateway; cp -p {JOURNAL} /root/; echo garbage > {JOURNAL}; "
@@ -58,6 +58,10 @@ TROUBLE = {
     "journal.sqlite is not zulip-email-gateway's: all mail waits": (
         f"chown root {JOURNAL}",
         f"chown zulip-email-gateway {JOURNAL}",
+    ),
+    "systemctl status zulip-email-gateway-policy.socket": (
+        "chgrp root /run/zulip-email-gateway.policy; postfix reload 2>/dev/null; sleep 1",
+        "chgrp postfix /run/zulip-email-gateway.policy",
     ),
     "postfix check:": ("mv /etc/postfix/master.cf /root/", "mv /root/master.cf /etc/postfix/"),
     "cannot use /etc/zulip-email-gateway/gateway.conf": (

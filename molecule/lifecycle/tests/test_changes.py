@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from conftest import ZulipHost, changed, wait
+from figures import ACCEPTING
 from life import FOLLOW_UP, changed_tasks, off, on, same, tree
 
 
@@ -130,6 +131,7 @@ def test_a_pattern_below_the_block_is_refused_with_its_line(mx):
 
 def test_switched_off_with_mail_in_the_queue(mx, subject):
     """From on: it stays on, and says why; delivered, it goes off. What was refused is kept."""
+    mx.sh(ACCEPTING.spoil)
     mx.send(f"new.{'1' * 32}@{mx.domain}", subject=f"{subject} refused", sender=f"root@{mx.domain}")
     assert wait(lambda: mx.sh("zulip-email-gateway quarantine list"), 20)
     mx.sh("systemctl stop zulip-web")

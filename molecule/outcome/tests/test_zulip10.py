@@ -12,4 +12,4 @@ from rows import fresh  # noqa: E402
 
 @pytest.fixture
 def mx(host) -> ZulipHost:
-    return fresh(host("mx1"))
+    return fresh(host("mx1"), 10)

@@ -41,6 +41,7 @@ class Handler(Message):
         if store.database_was_restarted():
             # A management command never renews its connection.
             raise RuntimeError("the connection is closed")
+        store.asked()
         try:
             found = store.find(self.database, address, PATTERN)
             is_reply = store.token_of(address, PATTERN).startswith("mm")

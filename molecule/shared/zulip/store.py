@@ -122,7 +122,8 @@ def token_of(address: str, pattern: str) -> str:
     if re.fullmatch("mm[0-9a-f]{32}", local):
         return local
     parts = [part for part in local.replace(".", "+").split("+") if part not in OPTIONS]
-    return parts[0] if len(parts) == 1 else (parts[1] if parts else "")
+    token = parts[0] if len(parts) == 1 else (parts[1] if parts else "")
+    return "" if token.startswith("mm") else token  # a channel's never does
 
 
 def find(database: sqlite3.Connection, address: str, pattern: str) -> sqlite3.Row:
@@ -153,6 +154,16 @@ def state(database: sqlite3.Connection, pattern: str) -> dict[str, object]:
         "waiting": len(rows("SELECT id FROM queue")),
         "pattern": pattern,
     }
+
+
+def asked() -> None:
+    """Note that somebody has handed a mail over, or has asked for an address."""
+    with (KNOBS / "asked").open("a") as file:
+        file.write(f"{time.time()}\n")
+
+
+# Why an empty mail was dropped.
+QUESTION = "nothing in it at all"
 
 
 def drop(database: sqlite3.Connection, why: str) -> None:

@@ -54,6 +54,7 @@ def email_mirror_message():
         store.STARTED = time.time()  # the first query of each process fails, and renews the connection
         return html(500, "Internal server error")
     database = store.connect()
+    store.asked()
     try:
         store.find(database, request.form["rcpt_to"], PATTERN)
     except store.ForwardError as failure:

@@ -1,0 +1,200 @@
+"""What smtpd asks before it accepts a mail (Postfix's SMTPD_POLICY_README).
+
+At RCPT: whether Zulip knows the address, and whether too much waits for the channel already. At
+the end of DATA: whether the mail still fits, which then counts as waiting. Whatever goes wrong
+here, the answer is DUNNO: the mail is accepted, and its delivery tells what becomes of it.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections import Counter, deque
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from threading import Lock
+from typing import NamedTuple
+
+from . import addresses
+from .gateway import Gateway
+from .journal import REJECTED, Journal, add_to_count, address_of
+from .questions import TOO_MANY, Questions
+from .verdict import Deferred, Refused, Trouble, bug, one_line
+
+DUNNO = "DUNNO"
+# A request is some 30 lines of text (bytes).
+_MAX_REQUEST = 2**16
+# Mail to postmaster: so large at most (bytes), and so many in so many seconds. It lies in root's
+# mailbox, which is to have room.
+_MOST_BYTES = 100 * 2**10
+_MOST_MAILS = ((10, 3600.0), (60, 86400.0))
+
+Request = dict[str, str]
+
+
+class Rejection(NamedTuple):
+    """SMTP reply code, enhanced status code (RFC 3463), what to count it by, and a text for the sender."""
+
+    code: int
+    status: str
+    cause: str
+    text: str
+
+
+@dataclass
+class Coming:
+    """A mail that smtpd is taking in: its attribute "instance", and for whom it was let through."""
+
+    instance: str = ""
+    channels: list[bytes] = field(default_factory=list)
+    to_postmaster: bool = False
+
+
+class Policy:
+    """Answers smtpd, for several threads.
+
+    gateway: as it is configured now; raises Trouble. begin: starts a thread with this work, if it
+    can. say: tells the operator.
+    """
+
+    def __init__(
+        self,
+        gateway: Callable[[], Gateway],
+        begin: Callable[[Callable[[], None]], bool],
+        say: Callable[[str], None],
+    ) -> None:
+        self._gateway = gateway
+        self._say = say
+        self._said = ""
+        self._questions = Questions(begin)
+        self._lock, self._taking_in = Lock(), Lock()
+        self._journal: Journal | None = None
+        self._rejected: Counter[str] = Counter()
+        self._to_postmaster: deque[float] = deque(maxlen=max(number for number, _ in _MOST_MAILS))
+
+    def converse(self, connection: socket.socket) -> None:
+        """Answer one smtpd until it leaves; raises OSError."""
+        mail, text = Coming(), b""
+        while True:
+            end = text.find(b"\n\n")
+            if end < 0:
+                piece = connection.recv(_MAX_REQUEST)
+                if not piece or len(text) > _MAX_REQUEST:
+                    return
+                text += piece
+                continue
+            request, text = _parsed(text[:end]), text[end + 2 :]
+            if request.get("instance", "") != mail.instance:
+                mail = Coming(request.get("instance", ""))
+            connection.sendall(f"action={self._action(request, mail)}\n\n".encode("ascii", "replace"))
+
+    def _action(self, request: Request, mail: Coming) -> str:
+        try:
+            rejection = self._decision(request, mail)
+        except Exception as error:  # a bug of ours, too, must not stop any mail
+            trouble = str(error) if isinstance(error, Trouble) else bug(error).reason
+            if trouble != self._said:  # once is enough
+                self._say(f"mail is accepted without looking: {trouble}")
+            self._said = trouble
+            return DUNNO
+        self._said = ""
+        if rejection is None:
+            return DUNNO
+        with self._lock:
+            self._rejected[rejection.cause] += 1
+        return f"{rejection.code} {rejection.status} {one_line(rejection.text, 400)}"
+
+    def _decision(self, request: Request, mail: Coming) -> Rejection | None:
+        gateway = self._gateway()
+        if request.get("protocol_state") == "END-OF-MESSAGE":
+            return self._at_the_end(request, mail, gateway)
+        if request.get("protocol_state") != "RCPT":
+            return None
+        recipient = request.get("recipient", "")
+        if recipient.partition("@")[0].lower() == "postmaster":
+            mail.to_postmaster = True
+            return self._postmaster()
+        try:
+            address = addresses.parse(recipient, gateway.config.pattern)
+        except addresses.NotAGatewayAddress as why:
+            return Rejection(550, "5.1.1", "no gateway address", str(why))
+        except addresses.OtherPattern:  # until site.yml has run again; the delivery says so
+            return None
+        key, reading = address_of(address.token), self._reading(gateway)
+        if not address.is_reply and gateway.backlog.is_full(key, gateway.config.most_queued, reading):
+            return _full(gateway.config.most_queued)
+        if gateway.config.asks:
+            verdict = self._questions.verdict(address, request.get("client_address", ""), gateway, reading)
+            if isinstance(verdict, Refused):
+                return Rejection(550, verdict.status, verdict.cause, verdict.reason)
+            if isinstance(verdict, Deferred) and verdict.cause == TOO_MANY:
+                return Rejection(450, verdict.status, verdict.cause, verdict.reason)
+        if not address.is_reply:
+            mail.channels.append(key)
+        return None
+
+    def _at_the_end(self, request: Request, mail: Coming, gateway: Gateway) -> Rejection | None:
+        size = request.get("size", "")
+        if mail.to_postmaster and size.isdecimal() and int(size) > _MOST_BYTES:
+            return Rejection(552, "5.3.4", "large mail to postmaster", f"postmaster takes at most {_MOST_BYTES} bytes")
+        most = gateway.config.most_queued
+        with self._taking_in:  # one after the other, or some would be too many
+            if mail.to_postmaster and (rejection := self._postmaster()):
+                return rejection
+            if any(gateway.backlog.is_full(key, most, gateway.journal) for key in mail.channels):
+                return _full(most)
+            if mail.channels:
+                gateway.journal.queue(mail.channels, request.get("queue_id", ""))
+            if mail.to_postmaster:
+                self._to_postmaster.append(time.monotonic())
+        return None
+
+    def _postmaster(self) -> Rejection | None:
+        now = time.monotonic()
+        times = list(self._to_postmaster)
+        if any(sum(at > now - seconds for at in times) >= number for number, seconds in _MOST_MAILS):
+            text = "postmaster has got much mail lately; please try again later"
+            return Rejection(450, "4.7.28", "much mail to postmaster", text)
+        return None
+
+    def _reading(self, gateway: Gateway) -> Journal:
+        """The journal on a connection of its own, so that nobody here waits for the disk."""
+        with self._lock:
+            if self._journal is None:
+                self._journal = Journal(gateway.config.state_dir, create=False)
+            return self._journal
+
+    def close(self) -> None:
+        """Give up the connection to the journal."""
+        with self._lock:
+            if self._journal is not None:
+                self._journal.close()
+
+    def tidy(self, journal: Journal) -> None:
+        """Count what was rejected since the last time; raises Trouble."""
+        with self._lock:
+            rejected = self._rejected.copy()
+        if rejected:
+            with journal.change() as database:
+                for cause, number in rejected.items():
+                    add_to_count(database, REJECTED, cause, number)
+            with self._lock:
+                self._rejected -= rejected
+
+
+def _full(most: int) -> Rejection:
+    text = f"{most} mails wait for this channel already, and no more may; please try again later"
+    return Rejection(450, "4.7.28", "too much waiting", text)
+
+
+def _parsed(text: bytes) -> Request:
+    """The lines name=value; of the same name the last."""
+    lines = text.decode("utf-8", "replace").split("\n")
+    return dict(line.partition("=")[::2] for line in lines)
+
+
+def end(connection: socket.socket) -> None:
+    """Let nobody ask any more; what was asked is answered."""
+    with suppress(OSError):
+        connection.shutdown(socket.SHUT_RD)
