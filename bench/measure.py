@@ -19,7 +19,8 @@ GATEWAY = "/usr/local/bin/zulip-email-gateway"
 BARE = ("/usr/bin/python3", "-I", "-S", "-c", "pass")
 STATE = json.loads(subprocess.run(["python3", "/opt/zulip-standin/store.py"], capture_output=True, check=True).stdout)
 REPLY = f"{STATE['replies'][0]['token']}@mx.mail.example.com"
-DELIVERIES, DRAINED, MIB = 300, 500, 2**20
+is_flooded = threading.Event()
+DELIVERIES, DRAINED, CONVERSATIONS, OFFERED, MIB = 300, 500, 20, 50_000, 2**20
 MAIL = b"From: user@sender.example.org\r\nSubject: bench\r\n\r\nHello\r\n"
 
 
@@ -116,9 +117,10 @@ BOMBS: dict[str, Callable[[], Iterator[bytes]]] = {
 
 
 def post_at_once() -> None:
-    """In the place of Zulip's worker, which takes longer than all of ours: says at once that all was posted."""
+    """In the place of Zulip's worker, which takes longer than all of ours: says at once that all was posted,
+    until it is told to end."""
     queue = sqlite3.connect("/var/lib/zulip-standin/zulip.sqlite", timeout=60, isolation_level=None)
-    while True:
+    while not is_flooded.is_set():
         number, last = queue.execute("SELECT count(*), max(id) FROM queue").fetchone()
         if number:
             queue.execute("DELETE FROM queue WHERE id <= ?", (last,))
@@ -157,19 +159,28 @@ def bombs() -> tuple[float, float]:
     return worst_memory, worst_cpu
 
 
-def drained_a_second(command: str) -> float:
+def made_conversations() -> list[str]:
+    """Reply addresses, for which Zulip need not be asked."""
+    zulip = sqlite3.connect("/var/lib/zulip-standin/zulip.sqlite", timeout=60, isolation_level=None)
+    tokens = [f"mm{number:032x}" for number in range(CONVERSATIONS)]
+    zulip.executemany("INSERT OR IGNORE INTO reply SELECT ?, channel, topic, user FROM reply LIMIT 1", zip(tokens))
+    sh("sed -i 's/^unknown_addresses = .*/unknown_addresses = accept/' /etc/zulip-email-gateway/gateway.conf")
+    return [f"{token}@mx.mail.example.com" for token in tokens]
+
+
+def drained_a_second(command: str, conversations: list[str]) -> float:
     """500 replies in the queue, delivered by this command of Postfix's pipe(8)."""
     pipe = f"zulip-reply unix - n n - 4 pipe flags=X user=zulip-email-gateway argv={command}"
     sh(f"postconf -M 'zulip-reply/unix={pipe}'")
     sh("postconf -e defer_transports=zulip-reply; postfix reload 2>/dev/null; sleep 1")
 
-    def send(numbers: range) -> None:
+    def send(conversation: str) -> None:
         with smtplib.SMTP("127.0.0.1") as server:
-            for _ in numbers:
-                server.sendmail("user@sender.example.org", [REPLY], MAIL)
+            for _ in range(DRAINED // CONVERSATIONS):
+                server.sendmail("user@sender.example.org", [conversation], MAIL)
 
     with ThreadPoolExecutor(5) as pool:
-        list(pool.map(send, [range(DRAINED // 5)] * 5))
+        list(pool.map(send, conversations))
     waiting = "find /var/spool/postfix/incoming /var/spool/postfix/active /var/spool/postfix/deferred -type f | wc -l"
     while int(sh("find /var/spool/postfix/deferred -type f | wc -l")) < DRAINED:
         time.sleep(0.2)
@@ -181,17 +192,63 @@ def drained_a_second(command: str) -> float:
     return DRAINED / (time.monotonic() - started)
 
 
+def channel(name: str) -> str:
+    found = next(row for row in STATE["channels"] if row["name"] == name)
+    return f"{found['slug']}.{found['token']}@mx.mail.example.com"
+
+
+def seconds_until_posted(recipient: str, text: str) -> float:
+    """From sending a mail to its message in Zulip."""
+    zulip = sqlite3.connect("/var/lib/zulip-standin/zulip.sqlite", timeout=60)
+    began = time.time()
+    with smtplib.SMTP("127.0.0.1") as server:
+        server.sendmail("user@sender.example.org", [recipient], MAIL + text.encode())
+    while time.time() < began + 120:
+        row = zulip.execute("SELECT at FROM message WHERE content LIKE ?", (f"%{text}%",)).fetchone()
+        if row is not None:
+            return float(row[0]) - began
+        time.sleep(0.02)
+    return 120.0
+
+
+def flood() -> dict[str, float]:
+    """50,000 mails offered to one channel over 20 connections, and what others wait meanwhile."""
+    lifted = "smtpd_error_sleep_time=0 smtpd_hard_error_limit=1000000 smtpd_client_message_rate_limit=0"
+    sh(f"postconf -e {lifted} smtpd_client_connection_rate_limit=0 smtpd_client_recipient_rate_limit=0")
+    sh("sed -i 's/^unknown_addresses = .*/unknown_addresses = ask/' /etc/zulip-email-gateway/gateway.conf")
+    sh("postfix reload 2>/dev/null; systemctl start zulip-worker; sleep 2")
+    before = cpu_of(service())
+    command = f"python3 /root/flood.py --server 127.0.0.1 --count {OFFERED} --to {channel('general')}"
+    flooding = subprocess.Popen(command.split(), stdout=subprocess.PIPE, text=True)
+    others, replies, number = [0.0], [0.0], 0
+    while flooding.poll() is None:
+        number += 1
+        replies.append(seconds_until_posted(REPLY, f"reply {number}."))
+        if number % 10 == 1:  # it has a place in Zulip's limits, but not many
+            others.append(seconds_until_posted(channel("support"), f"other {number}."))
+        time.sleep(1)
+    assert flooding.stdout is not None
+    told = json.loads(flooding.stdout.read())
+    refused = sum(told["refused"].values())
+    waiting = int(sh(f"postqueue -j | grep -c {channel('general')}"))
+    what = f"{told['accepted']} accepted, {waiting} waiting, {refused} refused in {told['seconds']:.0f} s"
+    print(f"  flood: {what}", file=sys.stderr)
+    cost = 1000 * (cpu_of(service()) - before) / refused
+    return {"flood_other_channel_s": max(others), "flood_reply_s": max(replies), "refused_cpu_ms": cost}
+
+
 def main() -> None:
     ours = f"{GATEWAY} deliver --sender=${{sender}} --queue-id=${{queue_id}} -- ${{recipient}}"
     sh("for i in $(seq 100); do zulip-email-gateway check && exit; sleep 0.2; done")
     sh("systemctl stop zulip-worker")
     threading.Thread(target=post_at_once, daemon=True).start()
     figures = {"delivery_cpu_ratio": delivery_cpu()}
+    conversations = made_conversations()
     # Measured in turns: the machine may be slower for a while.
     rates: dict[str, list[float]] = {"/bin/true": [], " ".join(BARE): [], ours: []}
     for _ in range(3):
         for command, measured in rates.items():
-            measured.append(drained_a_second(command))
+            measured.append(drained_a_second(command, conversations))
     true, bare, gateway = (statistics.median(measured) for measured in rates.values())
     print(f"  drained a second: /bin/true {true:.0f}, bare Python {bare:.0f}, ours {gateway:.0f}", file=sys.stderr)
     figures |= {"drain_ratio": gateway / true, "drain_ratio_bare_python": bare / true}
@@ -201,6 +258,8 @@ def main() -> None:
     before = cpu_of(service())
     time.sleep(60)
     figures["idle_cpu_s"] = cpu_of(service()) - before
+    is_flooded.set()
+    figures |= flood()
     print(json.dumps(figures))
 
 
