@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from email_gateway import backlog, policy, questions
+from email_gateway import backlog, outcome, policy, questions
 from email_gateway.addresses import parse
 from email_gateway.gateway import Envelope
 from email_gateway.journal import Journal, address_of
@@ -207,6 +207,18 @@ def test_a_question_in_doubt_keeps_its_line(asked):
     asked.gateway.tells = [NO_TEXT, "Successfully processed email from user 9 to general"]
     other = REPLY.replace(TOKEN, TOKEN[::-1])
     assert asked.gateway.deliver(Envelope(other), mail(b"m")) == POSTED
+    assert asked.gateway.journal.flights() == []
+
+
+def test_a_question_in_doubt_does_not_keep_its_place_for_ever(asked, monkeypatch):
+    """Nothing is ever said of it: Zulip may have counted it when it was asked."""
+    asked.gateway.answers = [Deferred("4.4.2", NO_ANSWER, "silent", in_doubt=True)]
+    assert rcpt(asked) == policy.DUNNO
+    assert eventually(lambda: not asked._questions._asking)
+    assert [one.consumed for one in asked.gateway.pace.look()] == [None]
+    monkeypatch.setattr(outcome, "_DOUBTED", 0.0)
+    asked.gateway.tidy()
+    assert [one.consumed is None for one in asked.gateway.pace.look()] == [False]
     assert asked.gateway.journal.flights() == []
 
 

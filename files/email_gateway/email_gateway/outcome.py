@@ -262,6 +262,8 @@ class Outcomes:
                 or (one.handed == IN_DOUBT and one.begun < doubted)
             ]:
                 with self._journal.change() as database:
+                    if flight.unit is not None and not flight.kind:  # in doubt, and nothing was said of it
+                        self._journal.settle_unit(database, flight.unit, flight.begun)
                     self._journal.close_flight(database, flight)
                 self.forget(flight)
 
