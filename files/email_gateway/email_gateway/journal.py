@@ -139,6 +139,11 @@ class Flight:
     text: str = ""
     at: float | None = None
 
+    @property
+    def is_question(self) -> bool:
+        """True where Zulip was only asked for the address (questions.py)."""
+        return self.copy == ""
+
 
 class Mail(NamedTuple):
     """What is known of a mail besides its text. key: the same for the same mail."""

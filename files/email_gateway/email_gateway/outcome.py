@@ -181,7 +181,7 @@ class Outcomes:
             return True
         if isinstance(verdict, Deferred) and verdict.in_doubt and self._told(flight, DOUBTFUL):
             return True
-        if isinstance(verdict, Deferred) and verdict.in_doubt and flight.copy == "":
+        if isinstance(verdict, Deferred) and verdict.in_doubt and flight.is_question:
             flight.handed = IN_DOUBT
             self._save(flight)
             return True
@@ -271,7 +271,7 @@ class Outcomes:
         with self._journal.change() as database:
             self._write_all(database)
         self._unsaved, self._others, self._failures = [], [], []
-        self._flights = [flight for flight in self._flights if flight.copy != "" or not flight.kind]
+        self._flights = [flight for flight in self._flights if not (flight.is_question and flight.kind)]
 
     def _write_all(self, database: sqlite3.Connection) -> None:
         now = time.time()
@@ -283,7 +283,7 @@ class Outcomes:
                 self._journal.settle_unit(
                     database, flight.unit, None if flight.kind == worker_log.RATE_LIMITED else flight.at
                 )
-            if flight.copy == "" and flight.kind:
+            if flight.is_question and flight.kind:
                 self._journal.close_flight(database, flight)
         for at in self._others if self._counts_others else ():
             self._journal.add_another(database, min(at, now))
@@ -323,7 +323,7 @@ class Outcomes:
         lines, flights = (self._lines[::-1], self._flights[::-1]) if is_short else (self._lines, self._flights)
         for line in lines:
             # Where both may be meant, it is rather about a question than about a mail.
-            ordered = sorted(flights, key=lambda one: one.copy != "") if line.kind in _ANSWERS else flights
+            ordered = sorted(flights, key=lambda one: not one.is_question) if line.kind in _ANSWERS else flights
             flight = next((flight for flight in ordered if self._fits(line, flight)), None)
             if flight is None and line.counts and line not in self._misnamed.values():
                 self._others.append(line.at)
@@ -344,7 +344,7 @@ class Outcomes:
             return is_named and line.text == place  # another producer's has failed
         if line.kind in (_ONLY_CHANNELS if flight.is_reply else _ONLY_REPLIES):
             return False
-        if line.kind in (worker_log.POSTED, worker_log.REPLY_POSTED) and flight.copy == "":
+        if line.kind in (worker_log.POSTED, worker_log.REPLY_POSTED) and flight.is_question:
             return False  # a question is nothing to post
         if is_named and line.text != place:
             if flight.key in self._misnamed:
@@ -358,7 +358,7 @@ class Outcomes:
         self._misnamed = {key: other for key, other in self._misnamed.items() if other is not line}
         if line.kind == worker_log.FAILED:
             flight.failed = line.at
-            self._failures += [flight.address] if flight.copy != "" else []
+            self._failures += [] if flight.is_question else [flight.address]
         else:
             if flight.kind:
                 self._others.append(at)  # it was another's line

@@ -37,7 +37,7 @@ def collect(config: Config) -> dict[str, Any]:
             {"limit": window.limit, "seconds": window.seconds, "used": used}
             for window, used in usage(units, windows_of(config), now)
         ],
-        "under_way": sum(not flight.kind and flight.copy != "" for flight in journal.flights()),
+        "under_way": sum(not flight.kind and not flight.is_question for flight in journal.flights()),
         "worker_log": None if log is None else str(log),
         "hold": seconds_on_hold(journal.note("hold"), now),
         "damaged": journal.damaged(),
