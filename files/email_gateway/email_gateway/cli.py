@@ -22,12 +22,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--config", type=Path, default=config.CONFIG, help="default: %(default)s")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    deliver = commands.add_parser("deliver", help="deliver the mail on standard input (Postfix does, see pipe(8))")
+    deliver = commands.add_parser(
+        "deliver",
+        help="deliver the mail on standard input (Postfix does, see pipe(8))",
+        description="Delivers the mail on standard input. Before it stands a line with the channel's address, or a reply "
+        "address: X-Original-To: ADDRESS",
+    )
     deliver.add_argument("--sender", default="", help="envelope sender; empty for a bounce")
     deliver.add_argument("--queue-id", default="", help="Postfix's queue ID: the same mail is delivered once")
-    deliver.add_argument("--original-recipient", default="", help="the recipient before Postfix's aliases")
     deliver.add_argument("--deadline", type=float, default=300, help="seconds to wait (default: %(default)s)")
-    deliver.add_argument("recipient", help="a channel's address, or a reply address")
 
     commands.add_parser("serve", help="hand mail to Zulip (systemd starts it, see zulip-email-gateway.service)")
     poll = commands.add_parser("poll", help="take mail out of the IMAP inbox (a service does)")
@@ -50,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     replay = actions.add_parser("replay", help="deliver it again; it leaves the quarantine when Zulip accepts it")
     for action in (show, replay):
         action.add_argument("id", help="as listed")
-    replay.add_argument("--to", metavar="ADDRESS", help="another address, where the channel's was renewed")
+    replay.add_argument("--to", action="store_true", help="to another address, read from standard input: the channel's new one")
     purge = actions.add_parser("purge", help="remove copies for good")
     which = purge.add_mutually_exclusive_group(required=True)
     which.add_argument(
@@ -176,7 +179,10 @@ def _quarantine(settings: config.Config, service: Client, options: argparse.Name
             service.ask("purge", days=f"{options.older_than or 0:g}", lost=str(options.all or options.lost).lower())
         )
     if options.action == "replay":
-        return _say(service.ask("replay", id=options.id, to=options.to or ""))
+        if options.to and sys.stdin.isatty():
+            print("The address: ", end="", file=sys.stderr, flush=True)
+        to = sys.stdin.readline().strip() if options.to else ""
+        return _say(service.ask("replay", id=options.id, to=to))
     found = journal.copy(options.id)
     if found is None:
         print(f"zulip-email-gateway: no mail {options.id!r} in quarantine; see: quarantine list", file=sys.stderr)

@@ -1,5 +1,8 @@
 """The command that Postfix's pipe(8) runs for every mail: stores it, asks the service.
 
+Before the mail comes a line ``X-Original-To: ADDRESS`` (pipe(8), flags=O): whoever has an address
+may post, and every user of the host may read a program's arguments.
+
 It prints the service's line and ends with its exit status. Whatever else happens, the
 mail is deferred and the line says why: pipe(8) bounces on most exit statuses, and takes
 output that begins with an enhanced status code (RFC 3463) before the exit status.
@@ -14,8 +17,9 @@ from .submission import EX_TEMPFAIL, SOCKET, SPOOL, NoAnswer, ask
 _HINT = "look at: systemctl status zulip-email-gateway"
 # Seconds to wait for the service by hand; it answers sooner unless it hangs. Postfix gives its own.
 _DEADLINE = 300.0
-_OPTIONS = ("sender", "queue-id", "original-recipient", "deadline")
+_OPTIONS = ("sender", "queue-id", "deadline")
 _PIECE = 2**20
+_RECIPIENT, _MAX_LINE = b"X-Original-To: ", 2**12
 # proc(5), /proc/PID/stat: field 9, of which include/linux/sched.h knows the bits.
 _FLAGS, _PF_EXITING = 8, 0x4
 
@@ -40,45 +44,47 @@ def main(arguments: list[str], socket: str = SOCKET, spool: str = SPOOL) -> int:
 
 
 def _deliver(arguments: list[str], socket: str, spool: str) -> tuple[int, str]:
-    options, recipient = _parse(arguments)
+    options = _parse(arguments)
     parent = posix.getppid()
     try:
-        descriptor = _store(spool)
+        recipient, descriptor = _store(spool)
     except OSError as error:
         return EX_TEMPFAIL, f"4.3.0 cannot store the message in {spool}: {error.strerror}"
     # By then its parent may be init: pipe(8) is never the first process.
     if posix.getppid() != parent or _is_ending(parent) or (parent == 1 and "queue-id" in options):
         # Postfix was stopped: what has come may be half of a mail, which it still has.
         return EX_TEMPFAIL, "4.3.2 Postfix was stopped while it passed the mail on"
+    if recipient is None:
+        raise NoAnswer(f"deliver wants the line {_RECIPIENT.decode()!r} and an address before the mail")
     fields = ["deliver", f"recipient={recipient}"]
     fields += [f"{name}={value}" for name, value in options.items() if name != "deadline"]
     status, line, _ = ask(fields, descriptor, float(options.get("deadline") or _DEADLINE), socket)
     return status, line
 
 
-def _parse(arguments: list[str]) -> tuple[dict[str, str], str]:
-    """The options, and the recipient; raises NoAnswer for anything else."""
+def _parse(arguments: list[str]) -> dict[str, str]:
+    """The options; raises NoAnswer for anything else."""
     options: dict[str, str] = {}
-    rest: list[str] = []
     words = iter(arguments)
     for word in words:
         name, is_joined, value = word[2:].partition("=")
-        if word == "--":
-            rest += words
-        elif word.startswith("--") and name in _OPTIONS:
-            options[name] = value if is_joined else next(words, "")
-        else:
-            rest.append(word)
-    if len(rest) != 1 or rest[0].startswith("--"):
-        raise NoAnswer(f"deliver wants one recipient and knows {', '.join('--' + one for one in _OPTIONS)}")
-    return options, rest[0]
+        if not word.startswith("--") or name not in _OPTIONS:
+            raise NoAnswer(f"deliver knows {', '.join('--' + one for one in _OPTIONS)} and nothing else")
+        options[name] = value if is_joined else next(words, "")
+    return options
 
 
-def _store(spool: str) -> int:
-    """Standard input as an open file that has no name and goes when it is closed."""
+def _store(spool: str) -> tuple[str | None, int]:
+    """The recipient, if there is one, and the mail: an open file that has no name and goes when it is closed."""
     name = f"{spool}/{posix.urandom(8).hex()}"
     descriptor = posix.open(name, posix.O_RDWR | posix.O_CREAT | posix.O_EXCL | posix.O_CLOEXEC, 0o600)
     posix.unlink(name)
+    head = b""
+    while b"\n" not in head and len(head) < _MAX_LINE and (piece := posix.read(0, _MAX_LINE)):
+        head += piece
+    line, is_whole, head = head.partition(b"\n")
+    while head:
+        head = head[posix.write(descriptor, head) :]
     try:
         while posix.splice(0, descriptor, _PIECE):  # the message never comes into our memory
             pass
@@ -88,7 +94,8 @@ def _store(spool: str) -> int:
         while piece := posix.read(0, _PIECE):
             while piece:
                 piece = piece[posix.write(descriptor, piece) :]
-    return descriptor
+    recipient = line.removeprefix(_RECIPIENT).strip().decode("utf-8", "surrogateescape")
+    return recipient if is_whole and line.startswith(_RECIPIENT) else None, descriptor
 
 
 def _is_ending(process: int) -> bool:

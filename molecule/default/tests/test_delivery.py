@@ -54,7 +54,8 @@ def test_address_map_accepts_and_zulip_gets_it_in_lower_case(mx, subject):
 
 
 def test_delivered_by_hand_it_leaves_nothing_that_only_root_can_read(mx, subject):
-    mx.sh(f"printf 'Subject: {subject}\\n\\nHello\\n' | zulip-email-gateway deliver {mx.address()}")
+    mail = f"X-Original-To: {mx.address()}\\nSubject: {subject}\\n\\nHello\\n"
+    mx.sh(f"printf '{mail}' | zulip-email-gateway deliver")
     mx.wait_for(subject)
     assert mx.sh("find /var/lib/zulip-email-gateway ! -user zulip-email-gateway") == ""
 
