@@ -295,6 +295,30 @@ def test_what_zulip_lost_goes_only_when_that_is_said(gateway):
     assert gateway.quarantine.purge(0, lost_too=True) == 1 and gateway.journal.copies() == []
 
 
+def test_what_zulip_lost_is_bounded_too_and_the_alarm_comes_first(gateway):
+    store = gateway.quarantine
+    store._max_bytes = 10 * room(4)
+    for number in range(8):
+        lose(gateway, b"%04d" % number)
+    assert store.tidy_lost() == []
+    lose(gateway, b"0008")
+    oldest = [copy.id for copy in gateway.journal.copies()]
+    [alarm] = store.tidy_lost()
+    assert alarm.startswith("the copies of mail that Zulip has lost take 0 of 0 MiB; the next to be removed: ")
+    assert [name in alarm for name in oldest] == [True] * 5 + [False] * 4 and TOKEN not in alarm
+    assert store.tidy_lost() == []  # once is enough
+    lose(gateway, b"0009")
+    lose(gateway, b"0010")
+    [removed] = store.tidy_lost()
+    assert removed.startswith(f"removed for want of room: {oldest[0]}, 4 bytes of ")
+    assert [copy.id for copy in gateway.journal.copies()][:8] == oldest[1:]
+    # The last one stays, large as it may be.
+    store._max_bytes = 1
+    store.tidy_lost()
+    [copy] = gateway.journal.copies()
+    assert b"".join(store.pieces(copy.id)) == b"0010"
+
+
 def test_small_copies_count_as_what_they_take_on_the_disk(gateway):
     """A block, their envelope and their row, not their few bytes; and they displace nothing that Zulip lost."""
     gateway.quarantine._max_bytes = 10 * 5000

@@ -59,10 +59,10 @@ def whole(asked: Policy, coming: Coming, queue_id: str = "", size: int = 100) ->
     return asked._action(request, coming)
 
 
-def accept(asked: Policy, recipient: str = CHANNEL, queue_id: str = "") -> str:
+def accept(asked: Policy, recipient: str = CHANNEL, queue_id: str = "", client: str = "192.0.2.1") -> str:
     """A whole mail; the first answer that does not let it through."""
     coming = Coming("1")
-    answer = rcpt(asked, recipient, coming=coming)
+    answer = rcpt(asked, recipient, client, coming)
     return answer if answer != policy.DUNNO else whole(asked, coming, queue_id)
 
 
@@ -389,8 +389,17 @@ def test_roots_mailbox_is_not_filled_from_outside(asked):
     assert whole(asked, coming, size=200_000) == "552 5.3.4 postmaster takes at most 102400 bytes"
     at_once = [Coming("1") for _ in range(12)]
     assert [rcpt(asked, postmaster, coming=one) for one in at_once] == [policy.DUNNO] * 12
-    assert [whole(asked, one)[:3] for one in at_once] == ["DUN"] * 10 + ["450"] * 2
+    assert [whole(asked, one)[:3] for one in at_once] == ["DUN"] * 5 + ["450"] * 7
     assert accept(asked, postmaster) == "450 4.7.28 postmaster has got much mail lately; please try again later"
+
+
+def test_nobody_alone_keeps_others_from_postmaster(asked):
+    postmaster = "postmaster@mail.example.com"
+    for number in range(199):
+        accept(asked, postmaster, client=f"2001:db8:0:{number // 5:x}::{number}")
+    assert accept(asked, postmaster, client="2001:db8::ffff").startswith("450 ")
+    assert accept(asked, postmaster, client="192.0.2.9") == policy.DUNNO
+    assert accept(asked, postmaster, client="192.0.2.10").startswith("450 ")
 
 
 def test_what_is_no_address_of_zulips_is_postfixs_business(asked):

@@ -151,6 +151,27 @@ class TestLook:
         words = "postqueue ended with 69: postqueue: fatal: bad string length 0 < 1: xy ="
         assert self.look(mx)["unreadable"] == words
 
+    @pytest.mark.parametrize(
+        ("key", "chain", "fault"),
+        [
+            ("one", "one", ""),
+            ("one", "other", "/etc/ssl/private/zulip.key is not the key of /etc/ssl/certs/zulip.combined-chain.crt"),
+            ("none", "one", "/etc/ssl/private/zulip.key has no key that can be read without a passphrase"),
+            ("one", "none", "/etc/ssl/certs/zulip.combined-chain.crt has no certificate"),
+        ],
+    )
+    def test_a_key_that_is_not_the_certificates_is_told(self, mx, tmp_path, key, chain, fault):
+        (mx.root / "bin/openssl").symlink_to(str(shutil.which("openssl")))
+        for name in ("one", "other"):
+            made = (str(tmp_path / f"{name}.key"), "-out", str(tmp_path / f"{name}.crt"), "-subj", f"/CN={name}")
+            new = ("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", *made)
+            subprocess.run(new, check=True, capture_output=True)
+        for name in ("none.key", "none.crt"):
+            (tmp_path / name).write_text("nothing")
+        mx.write("etc/ssl/private/zulip.key", (tmp_path / f"{key}.key").read_text())
+        mx.write("etc/ssl/certs/zulip.combined-chain.crt", (tmp_path / f"{chain}.crt").read_text())
+        assert str(self.look(mx)["certificate_fault"]).replace(str(mx.root), "") == fault
+
     def test_nor_is_exims(self, mx):
         mx.write("usr/sbin/exim4").chmod(0o755)
         mx.fake("exim4", does="echo 'exim: permission denied' >&2; exit 1")

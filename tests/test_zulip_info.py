@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -23,6 +24,28 @@ def make_zulip(folder: Path, **files: str | bytes) -> tuple[Path, Path]:
     for name, text in texts.items():
         (folder / name).write_bytes(text.encode() if isinstance(text, str) else text)
     return folder, folder
+
+
+@pytest.mark.parametrize("name", ["zulip.conf", "settings.py", "zulip-secrets.conf"])
+def test_another_users_link_or_pipe_is_not_followed(tmp_path, monkeypatch, name):
+    """Root would read, and change, what it leads to."""
+    zulip = make_zulip(tmp_path)
+    kept = (tmp_path / name).rename(tmp_path / "kept")
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(zulip_info.Unfit, match=f"{name} is no regular file"):
+        zulip_info.zulip_info(*zulip, USER)
+    (tmp_path / name).unlink()
+    (tmp_path / name).symlink_to(kept)
+    if os.geteuid() == 0:
+        assert zulip_info.zulip_info(*zulip, USER)["here"]  # root's own link is all right
+        os.lchown(tmp_path / name, 1, 1)
+    with pytest.raises(zulip_info.Unfit, match=f"{name} is a link that does not belong to root"):
+        zulip_info.zulip_info(*zulip, USER)
+    (tmp_path / name).unlink()
+    (tmp_path / name).touch()
+    os.truncate(tmp_path / name, 2**40)
+    with pytest.raises(zulip_info.Unfit, match=f"{name} has more than 1048576 bytes"):
+        zulip_info.zulip_info(*zulip, USER)
 
 
 def test_zulip_is_found(tmp_path):

@@ -26,14 +26,16 @@ postable            what Zulip would drop for want of text, made postable; mail_
                     Zulip sees them; invitation: one as text; mime_structure: reads MIME in pieces
 backend             which way into Zulip: backend_http (up to 10) or backend_smtp (11 and later)
 wire_format         a mail as SMTP wants it; header_repair: as Zulip 11's mail server can take it in
-quarantine          copies of refused mail
+quarantine          copies of refused mail, and of what Zulip has lost
 failures            mail that failed inside Zulip after it was accepted
 revival             Zulip 11's mail server that has lost its database
 polling             takes mail out of an inbox; imap_session, oauth: its session and tokens;
                     recipient_field: to whom such a mail was sent
 config              gateway.conf and the credential file
 migration           what earlier versions have left
-files, deadline     files that are complete or not there; how long something may take as a whole
+files, deadline     files that are complete or not there, and those of others; how long something may take
+                    as a whole
+terminal            what strangers have written, shown on a terminal
 status, doctor      what the operator is told; what is wrong on this host
 cli                 the command line
 """

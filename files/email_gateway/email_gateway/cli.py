@@ -8,12 +8,14 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import TextIO
 
 from . import config
 from .addresses import redact
 from .client import Client
 from .journal import Journal
 from .quarantine import Quarantine
+from .terminal import escaped, readable
 from .verdict import Trouble, exit_status
 
 
@@ -25,8 +27,8 @@ def _parser() -> argparse.ArgumentParser:
     deliver = commands.add_parser(
         "deliver",
         help="deliver the mail on standard input (Postfix does, see pipe(8))",
-        description="Delivers the mail on standard input. Before it stands a line with the channel's address, or a reply "
-        "address: X-Original-To: ADDRESS",
+        description="Delivers the mail on standard input. Before it stands a line with a channel's address, or a "
+        "reply address: X-Original-To: ADDRESS",
     )
     deliver.add_argument("--sender", default="", help="envelope sender; empty for a bounce")
     deliver.add_argument("--queue-id", default="", help="Postfix's queue ID: the same mail is delivered once")
@@ -53,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     replay = actions.add_parser("replay", help="deliver it again; it leaves the quarantine when Zulip accepts it")
     for action in (show, replay):
         action.add_argument("id", help="as listed")
-    replay.add_argument("--to", action="store_true", help="to another address, read from standard input: the channel's new one")
+    replay.add_argument("--to", action="store_true", help="to the address on standard input: the channel's new one")
     purge = actions.add_parser("purge", help="remove copies for good")
     which = purge.add_mutually_exclusive_group(required=True)
     which.add_argument(
@@ -89,7 +91,7 @@ def main(arguments: list[str] | None = None) -> int:
             return _status(settings, options.json)
         return _quarantine(settings, service, options)
     except Trouble as trouble:
-        print(f"zulip-email-gateway: {redact(str(trouble))}", file=sys.stderr)
+        _print(f"zulip-email-gateway: {trouble}", to=sys.stderr)
         return exit_status(trouble.verdict)
 
 
@@ -122,7 +124,7 @@ def _doctor(settings: config.Config) -> int:
 
     findings = doctor.examine(settings)
     for finding in findings:
-        print(f"{'ok    ' if finding.good else 'WRONG '} {redact(finding.text)}")
+        _print(f"{'ok    ' if finding.good else 'WRONG '} {finding.text}")
     return 0 if all(finding.good for finding in findings) else 1
 
 
@@ -141,7 +143,7 @@ def _try_inbox() -> int:
     from .polling import look_into
 
     asked = json.load(sys.stdin)
-    print(look_into(config.Imap(**asked["imap"]), Path(asked["state_dir"]), asked["timeout"]))
+    _print(look_into(config.Imap(**asked["imap"]), Path(asked["state_dir"]), asked["timeout"]))
     return 0
 
 
@@ -156,14 +158,14 @@ def _status(settings: config.Config, as_json: bool) -> int:
     from . import status
 
     facts = status.collect(settings)
-    print(json.dumps(facts, indent=2) if as_json else status.render(facts, settings.logs))
+    _print(json.dumps(facts, indent=2) if as_json else status.render(facts, settings.logs))
     return 0
 
 
 def _say(answer: tuple[int, str, str]) -> int:
     """Print what the service says; its exit status."""
     status, line, _ = answer
-    print(redact(line), file=sys.stderr if status else sys.stdout)
+    _print(line, to=sys.stderr if status else sys.stdout)
     return status
 
 
@@ -172,7 +174,7 @@ def _quarantine(settings: config.Config, service: Client, options: argparse.Name
     if options.action == "list":
         for copy in journal.copies():
             when = _local_time(copy.refused)
-            print(f"{copy.id}  {when}  {copy.size:>8} bytes  {redact(copy.recipient)}  {redact(copy.reason)}")
+            _print(f"{copy.id}  {when}  {copy.size:>8} bytes  {copy.recipient}  {copy.reason}")
         return 0
     if options.action == "purge":
         return _say(
@@ -185,16 +187,26 @@ def _quarantine(settings: config.Config, service: Client, options: argparse.Name
         return _say(service.ask("replay", id=options.id, to=to))
     found = journal.copy(options.id)
     if found is None:
-        print(f"zulip-email-gateway: no mail {options.id!r} in quarantine; see: quarantine list", file=sys.stderr)
+        _print(f"zulip-email-gateway: no mail {options.id!r} in quarantine; see: quarantine list", to=sys.stderr)
         return 1
-    for name, value in {**found._asdict(), "refused": _local_time(found.refused)}.items():
-        print(f"{name}: {redact(str(value))}")
-    print()
-    sys.stdout.flush()
     store = Quarantine(settings.state_dir, journal, settings.quarantine_bytes, settings.quarantine_days)
+    # Whoever writes the message into a file wants it as it came, and nothing else.
+    is_terminal = sys.stdout.isatty()
+    for name, value in {**found._asdict(), "refused": _local_time(found.refused)}.items():
+        _print(f"{name}: {value}", to=sys.stdout if is_terminal else sys.stderr)
+    if is_terminal:
+        print()
+        for text in readable(store.pieces(found.id)):
+            print(text, end="")
+        return 0
     for piece in store.pieces(found.id):
         sys.stdout.buffer.write(piece)
     return 0
+
+
+def _print(text: str, to: TextIO | None = None) -> None:
+    """For people: no whole address, and nothing that steers a terminal."""
+    print(escaped(redact(text)), file=to)
 
 
 def _local_time(moment: float) -> str:

@@ -8,9 +8,12 @@ playbooks/doctor.yml.
 from __future__ import annotations
 
 import configparser
+import hashlib
 import json
 import re
+import smtplib
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -22,14 +25,18 @@ from typing import Any, NamedTuple
 from . import worker_log
 from .client import Client
 from .config import Config
+from .quarantine import alarm
 from .verdict import COPY_AGAIN, Trouble
 
 ZULIP_CONF = Path("/etc/zulip/zulip.conf")
 ZULIP_SECRETS = Path("/etc/zulip/zulip-secrets.conf")
 MAIN_CF = Path("/etc/postfix/main.cf")
+ROOTS_MAIL = Path("/var/mail/root")
 UNITS = Path("/etc/systemd/system")
 # A mail that has waited this long (seconds) needs somebody to look at it.
 LONG = 3600.0
+# Zulip's files are shorter (bytes).
+_LARGEST = 2**20
 # A certificate is renewed well before this time (seconds).
 SOON = 7 * 86400
 
@@ -53,7 +60,7 @@ def examine(config: Config) -> list[Finding]:
         _journal,
     ]
     if _is_ours(MAIN_CF):
-        checks[0:0] = [_postfix, _port_25, _certificate]
+        checks[0:0] = [_postfix, _port_25, _postmaster, _certificate]
     findings: list[Finding] = []
     for check in checks:
         try:
@@ -109,6 +116,7 @@ def _port_25(config: Config) -> Iterator[Finding]:
 
 
 def _certificate(_: Config) -> Iterator[Finding]:
+    """With a STARTTLS as a sender would do it: whether the key fits, and the latest is in use."""
     chain = re.search(r"^smtpd_tls_chain_files *=\s*(\S+)\s+(\S+)", MAIN_CF.read_text(encoding="utf-8"), re.MULTILINE)
     path = chain[2] if chain else ""
     end = _run("openssl", "x509", "-enddate", "-noout", "-in", path)
@@ -118,6 +126,58 @@ def _certificate(_: Config) -> Iterator[Finding]:
     good = _run("openssl", "x509", "-checkend", str(SOON), "-noout", "-in", path).returncode == 0
     until = end.stdout.strip().partition("=")[2]
     yield Finding(good, f"the certificate {path} is good until {until}" + _unless(good, "renew it"))
+    ours = _run("openssl", "x509", "-fingerprint", "-sha256", "-noout", "-in", path).stdout
+    try:
+        shown = hashlib.sha256(_certificate_shown()).hexdigest()
+    except (OSError, smtplib.SMTPException) as error:
+        key = chain[1] if chain else ""
+        what = f"STARTTLS at port 25 fails ({error}): is {key} the key of {path}? Senders fall back to plain text"
+        yield Finding(False, f"{what}; put both in place again, and look at: journalctl -u 'postfix*'")
+        return
+    good = shown == ours.partition("=")[2].strip().replace(":", "").lower()
+    text = "STARTTLS at port 25 works, with that certificate"
+    if not good:
+        text = f"STARTTLS at port 25 works with another certificate than {path}"
+    remedy = "look at: systemctl status zulip-email-gateway-certificate.timer, or run: systemctl reload postfix"
+    yield Finding(good, text + _unless(good, remedy))
+
+
+def _certificate_shown() -> bytes:
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    with smtplib.SMTP("127.0.0.1", 25, "doctor.invalid", timeout=10) as server:
+        server.starttls(context=context)
+        assert isinstance(server.sock, ssl.SSLSocket)
+        return server.sock.getpeercert(binary_form=True) or b""
+
+
+def _postmaster(config: Config) -> Iterator[Finding]:
+    """Whether mail to postmaster is taken, and whether there is room for it (RFC 5321, 4.5.1)."""
+    postmaster = f"postmaster@{config.pattern.domain}"
+    try:
+        with smtplib.SMTP("127.0.0.1", 25, "doctor.invalid", timeout=10) as server:
+            server.ehlo()
+            server.mail("")
+            code, text = server.rcpt(postmaster)
+    except (OSError, smtplib.SMTPException) as error:
+        yield Finding(False, f"port 25 does not answer: {error}; look at: journalctl -u 'postfix*'")
+        return
+    good = code == 250
+    said = text.decode("ascii", "replace")
+    yield Finding(
+        good,
+        f"port 25 {'takes' if good else 'refuses'} mail to {postmaster}"
+        + _unless(good, f"{code} {said}; see docs/troubleshooting.md"),
+    )
+    if not ROOTS_MAIL.exists():
+        return
+    size = ROOTS_MAIL.stat().st_size
+    most = int(_run("postconf", "-h", "mailbox_size_limit").stdout.strip() or 0)
+    if most and size > most / 2:
+        what = f"{ROOTS_MAIL}, where mail to {postmaster} goes, has {size >> 20} of at most {most >> 20} MiB"
+        yield Finding(
+            False, f"{what}; read and empty it, or send root's mail elsewhere (/etc/aliases, then newaliases)"
+        )
 
 
 def _units(_: Config) -> Iterator[Finding]:
@@ -146,7 +206,7 @@ def _zulip_conf(config: Config) -> Iterator[Finding]:
     if not ZULIP_CONF.exists() or config.imap is not None:
         return
     conf = configparser.RawConfigParser()
-    conf.read(ZULIP_CONF)
+    conf.read_string(_zulips(ZULIP_CONF))
     classes = conf.get("machine", "puppet_classes", fallback="")
     good = not re.search(r"zulip::(postfix_localmail|local_mailserver)\b", classes)
     text = "Zulip's Puppet leaves the mail system alone"
@@ -159,7 +219,7 @@ def _credential(config: Config) -> Iterator[Finding]:
     if not config.worker_counts:
         return
     secrets = configparser.RawConfigParser()
-    secrets.read(ZULIP_SECRETS)
+    secrets.read_string(_zulips(ZULIP_SECRETS))
     good = secrets.get("secrets", "shared_secret", fallback="") == config.secret()
     text = "the credential is Zulip's shared secret"
     if not good:
@@ -177,7 +237,7 @@ def _files(config: Config) -> Iterator[Finding]:
     folder, owner = config.state_dir, config.state_dir.owner()
     for path in folder.rglob("*"):
         with suppress(FileNotFoundError):  # replaced just now
-            if path.stat().st_uid != folder.stat().st_uid:
+            if path.lstat().st_uid != folder.stat().st_uid:
                 yield Finding(False, f"{path} is not {owner}'s: all mail waits; run: chown -R {owner}: {folder}")
                 break
     logs = (config.logs / name for name in (*worker_log.NAMES, worker_log.ERRORS))
@@ -230,6 +290,8 @@ def _outcomes(config: Config, facts: dict[str, Any]) -> Iterator[Finding]:
     if facts["lost"]:
         what = f"{facts['lost']} mails that Zulip accepted and did not post are in quarantine"
         yield Finding(False, f"{what}; look at: zulip-email-gateway quarantine list, then replay ID")
+    if facts["next_to_go"]:
+        yield Finding(False, alarm(facts["lost_bytes"], config.quarantine_bytes, facts["next_to_go"]))
     if facts["waiting"]:
         what = f"{facts['waiting']} mails are with Zulip, whose email_mirror worker has not taken them yet"
         yield Finding(False, f"{what}; look at: supervisorctl status")
@@ -239,12 +301,22 @@ def _is_ours(path: Path) -> bool:
     return path.exists() and "Zulip email gateway" in path.read_text(encoding="utf-8", errors="replace")
 
 
+def _zulips(path: Path) -> str:
+    """A file of Zulip's, read as its user, who may have put anything there; raises Trouble."""
+    done = _run("runuser", "-u", "zulip", "--", "head", "-c", str(_LARGEST), "--", str(path), seconds=10)
+    if done.returncode:
+        raise Trouble("4.3.5", "configuration", f"the user zulip cannot read {path}: {done.stderr.strip()}")
+    return done.stdout
+
+
 def _unless(good: bool, remedy: str) -> str:
     return "" if good else f"; {remedy}"
 
 
-def _run(*command: str, input: str | None = None) -> subprocess.CompletedProcess[str]:
+def _run(*command: str, input: str | None = None, seconds: float = 60) -> subprocess.CompletedProcess[str]:
     try:
-        return subprocess.run(command, input=input, capture_output=True, text=True, timeout=60, check=False)
+        return subprocess.run(
+            command, input=input, capture_output=True, text=True, errors="replace", timeout=seconds, check=False
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         return subprocess.CompletedProcess(command, 127, "", str(error))

@@ -40,8 +40,9 @@ _RECIPIENT = re.compile(rb'"rcpt_to": *"([^"\\]*)"')
 _PIECE = 2**18
 # Others wait for this one to end: seconds for room within Zulip's limits.
 _ROOM = 5.0
-# So many bytes of the file, and what completes a line, are copied at a time.
-_AT_A_TIME = 2**25
+# So many bytes of the file, and what completes a line, are copied at a time. A line is not longer than
+# _LONGEST: base64 of the largest mail that Zulip takes.
+_AT_A_TIME, _LONGEST = 2**25, 2**26
 
 
 class Failed(NamedTuple):
@@ -113,17 +114,23 @@ class Failures:
         """The next complete lines of the file behind `offset`; None if there are none."""
         copy, ends = stored(self._gateway.spool), False
         try:
-            with open(path, "rb") as file:
+            with files.opened(path) as file:
                 if os.fstat(file.fileno()).st_ino != inode:
                     return None  # replaced just now
                 file.seek(offset)
                 while (piece := file.read(_PIECE)) and not (ends and copy.tell() > _AT_A_TIME):
                     copy.write(piece)
                     ends = ends or b"\n" in piece
+                    if not ends and copy.tell() > _LONGEST:
+                        raise self._without_end(path, offset)
                 copy.flush()
         except OSError as error:
             raise self._unreadable(error) from error
         return copy if ends else None
+
+    def _without_end(self, path: Path, offset: int) -> Trouble:
+        what = f"{path} has a line of more than {_LONGEST} bytes behind byte {offset}, which no mail makes"
+        return Trouble("4.3.0", "failures", f"{what}; look at it, then remove it")
 
     def _again(self, text: mmap.mmap, failed: Failed, place: tuple[str, ...]) -> str | Deferred:
         """Hand one mail over again; what became of it, empty if it was taken up before."""
@@ -184,7 +191,8 @@ class Failures:
 
     def _read_position(self) -> dict[str, int] | None:
         try:
-            found = json.loads(self._position.read_bytes())
+            with files.opened(self._position) as file:
+                found = json.loads(file.read(_PIECE))
             return {name: int(found[name]) for name in ("inode", "offset", "generation")}
         except (FileNotFoundError, ValueError, KeyError, TypeError):
             return None
@@ -202,14 +210,14 @@ class Failures:
     def _renamed(self, inode: int) -> Path | None:
         """Where the file that was read has gone, as after a rotation."""
         for path in self._path.parent.glob(f"{self._path.name}?*"):
-            if path.is_file() and path.stat().st_ino == inode:
+            if path.lstat().st_ino == inode:
                 return path
         return None
 
     def _stat(self) -> tuple[int, int]:
         """Inode and size (bytes); 0 while there is no such file."""
         try:
-            status = self._path.stat()
+            status = files.status_of(self._path)
         except FileNotFoundError:
             return 0, 0
         except OSError as error:

@@ -1,11 +1,14 @@
-"""Files that are complete or not there, whatever ends the program or the host."""
+"""Files that are complete or not there, whatever ends the program or the host; and those of others."""
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
+from typing import BinaryIO
 
 
 class Draft:
@@ -48,6 +51,26 @@ class Draft:
             self._file.close()
         with suppress(OSError):
             self._draft.unlink()
+
+
+def opened(path: Path) -> BinaryIO:
+    """A file for reading that another user may have put there: a regular file, or OSError.
+
+    A link would lead to a file that only we may read, a pipe would never end.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "Not a regular file", str(path))
+    return open(descriptor, "rb")
+
+
+def status_of(path: Path) -> os.stat_result:
+    """Of a regular file, else OSError."""
+    status = path.lstat()
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "Not a regular file", str(path))
+    return status
 
 
 def write(path: Path, pieces: Iterable[bytes]) -> None:

@@ -152,8 +152,8 @@ class Gateway:
             if self._backend is not None:
                 self._backend.close_idle(0)
 
-    def tidy(self) -> None:
-        """What has to be done now and then."""
+    def tidy(self) -> list[str]:
+        """What has to be done now and then; what the operator has to be told."""
         self._tell()
         for question in list(self._unanswered):
             self._answered(question)
@@ -165,6 +165,7 @@ class Gateway:
         self.journal.tidy()
         if self._backend is not None:
             self._backend.close_idle()
+        return self.quarantine.tidy_lost()
 
     @contextmanager
     def _alone(self, key: bytes) -> Iterator[None]:

@@ -21,6 +21,7 @@ from pathlib import Path
 from threading import RLock
 from typing import Any, NamedTuple
 
+from . import files
 from .addresses import redact
 from .verdict import WAITING, Deferred, Delivered, Refused, Trouble, Verdict
 
@@ -555,6 +556,18 @@ class Journal:
             query = "SELECT total(room(size)) FROM mail WHERE copy IS NOT NULL AND lost = 0"
             return int(database.execute(query).fetchone()[0])
 
+    def lost_bytes(self) -> int:
+        """What all copies of mail that Zulip has lost take on the disk (bytes)."""
+        with self._look() as database:
+            query = "SELECT total(room(size)) FROM mail WHERE copy IS NOT NULL AND lost = 1 AND state != ?"
+            return int(database.execute(query, (WAITING,)).fetchone()[0])
+
+    def lost_copies(self, most: int) -> list[Copy]:
+        """Of mail that Zulip has lost; oldest first, so many at most."""
+        with self._look() as database:
+            query = f"{_COPIES} AND lost = 1 AND state != ? ORDER BY changed LIMIT ?"
+            return [_copy(row) for row in database.execute(query, (WAITING, most))]
+
     def number_of_copies(self) -> tuple[int, int, int]:
         """All in quarantine, those of them that Zulip lost, and those of which it has not said."""
         with self._look() as database:
@@ -623,6 +636,10 @@ class Journal:
             return False
 
     def _connected(self) -> sqlite3.Connection:
+        for suffix in ("", "-wal", "-shm"):  # SQLite would follow a link, and wait for a pipe
+            path = Path(f"{self._path}{suffix}")
+            if path.is_symlink() or path.exists():
+                files.status_of(path)
         is_new = not self._path.exists()
         if is_new:
             for suffix in ("-wal", "-shm"):  # of a file that was removed: they would not fit

@@ -19,16 +19,16 @@ from typing import NamedTuple
 from . import addresses
 from .gateway import Gateway
 from .journal import REJECTED, Journal, add_to_count, address_of
-from .questions import TOO_MANY, Questions
+from .questions import TOO_MANY, Questions, network_of
 from .verdict import Deferred, Refused, Trouble, bug, one_line
 
 DUNNO = "DUNNO"
 # A request is some 30 lines of text (bytes).
 _MAX_REQUEST = 2**16
-# Mail to postmaster: so large at most (bytes), and so many in so many seconds. It lies in root's
-# mailbox, which is to have room.
+# Mail to postmaster: so large at most (bytes), so many of one client in so many seconds, and of
+# all. It lies in root's mailbox, which is to have room; nobody alone may keep others from it.
 _MOST_BYTES = 100 * 2**10
-_MOST_MAILS = ((10, 3600.0), (60, 86400.0))
+_OF_ONE, _OF_ALL = (5, 3600.0), (200, 86400.0)
 
 Request = dict[str, str]
 
@@ -49,6 +49,7 @@ class Coming:
     instance: str = ""
     channels: list[bytes] = field(default_factory=list)
     to_postmaster: bool = False
+    client: str = ""
 
 
 class Policy:
@@ -71,7 +72,8 @@ class Policy:
         self._lock, self._taking_in = Lock(), Lock()
         self._journal: Journal | None = None
         self._rejected: Counter[str] = Counter()
-        self._to_postmaster: deque[float] = deque(maxlen=max(number for number, _ in _MOST_MAILS))
+        # When (monotonic) mail to postmaster came, and from whom.
+        self._to_postmaster: deque[tuple[float, str]] = deque(maxlen=_OF_ALL[0])
 
     def converse(self, connection: socket.socket) -> None:
         """Answer one smtpd until it leaves; raises OSError."""
@@ -113,8 +115,8 @@ class Policy:
             return None
         recipient = request.get("recipient", "")
         if recipient.partition("@")[0].lower() == "postmaster":
-            mail.to_postmaster = True
-            return self._postmaster()
+            mail.to_postmaster, mail.client = True, network_of(request.get("client_address", ""))
+            return self._postmaster(mail.client)
         try:
             address = addresses.parse(recipient, gateway.config.pattern)
         except addresses.NotAGatewayAddress as why:
@@ -140,20 +142,22 @@ class Policy:
             return Rejection(552, "5.3.4", "large mail to postmaster", f"postmaster takes at most {_MOST_BYTES} bytes")
         most = gateway.config.most_queued
         with self._taking_in:  # one after the other, or some would be too many
-            if mail.to_postmaster and (rejection := self._postmaster()):
+            if mail.to_postmaster and (rejection := self._postmaster(mail.client)):
                 return rejection
             if any(gateway.backlog.is_full(key, most, gateway.journal) for key in mail.channels):
                 return _full(most)
             if mail.channels:
                 gateway.journal.queue(mail.channels, request.get("queue_id", ""))
             if mail.to_postmaster:
-                self._to_postmaster.append(time.monotonic())
+                self._to_postmaster.append((time.monotonic(), mail.client))
         return None
 
-    def _postmaster(self) -> Rejection | None:
+    def _postmaster(self, client: str) -> Rejection | None:
         now = time.monotonic()
-        times = list(self._to_postmaster)
-        if any(sum(at > now - seconds for at in times) >= number for number, seconds in _MOST_MAILS):
+        came = list(self._to_postmaster)
+        of_one = sum(at > now - _OF_ONE[1] and whose == client for at, whose in came)
+        of_all = sum(at > now - _OF_ALL[1] for at, _ in came)
+        if of_one >= _OF_ONE[0] or of_all >= _OF_ALL[0]:
             text = "postmaster has got much mail lately; please try again later"
             return Rejection(450, "4.7.28", "much mail to postmaster", text)
         return None

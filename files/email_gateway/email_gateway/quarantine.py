@@ -2,7 +2,8 @@
 
 A file each, ``ID.mail``: a line of JSON with envelope, time and reason, then the message as
 it came. The journal has their index; should it be lost, the first lines tell it again. Only
-root and the gateway can read them, and their size and age are bounded.
+root and the gateway can read them. The size of all of refused mail is bounded, and their age; what
+Zulip has accepted and lost has a bound of its own, and goes by no age.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ from contextlib import suppress
 from pathlib import Path
 
 from . import files
+from .addresses import redact
 from .journal import Copy, Journal, Mail, room
 from .message import Message, stored
-from .verdict import Trouble
+from .verdict import Trouble, one_line
 
 FOLDER = "quarantine"
 SUFFIX = ".mail"
@@ -25,6 +27,8 @@ SUFFIX = ".mail"
 _AT_A_TIME = 200
 # The longest first line there can be (bytes).
 _MAX_ENVELOPE = 2**16
+# The alarm is raised when lost mail takes up this part of its bound, and names so many.
+ALARM, NAMED = 0.8, 5
 
 
 class Quarantine:
@@ -37,6 +41,7 @@ class Quarantine:
         self._max_age = max_days * 86400
         # What all copies of refused mail take on the disk (bytes), once they were added up.
         self._bytes: int | None = None
+        self._alarmed = False
 
     def store(self, message: Message, mail: Mail, reason: str, lost: bool = False) -> str:
         """Store a copy and return its id; to be written into the journal next."""
@@ -68,7 +73,7 @@ class Quarantine:
     def pieces(self, name: str) -> Iterator[bytes]:
         """The message as it came."""
         try:
-            with open(self.path(name), "rb") as file:
+            with files.opened(self.path(name)) as file:
                 yield from Message(file).pieces(len(file.readline(_MAX_ENVELOPE)))
         except OSError as error:
             raise Trouble("4.3.0", "quarantine", f"cannot read {self.path(name)}: {error.strerror}") from error
@@ -115,6 +120,22 @@ class Quarantine:
         self._bytes = self._journal.copied_bytes()
         self._shrink()
 
+    def tidy_lost(self) -> list[str]:
+        """Keep what Zulip has lost within its bound; what the operator has to be told."""
+        told = []
+        size = self._journal.lost_bytes()
+        oldest = self._journal.lost_copies(_AT_A_TIME) if size > ALARM * self._max_bytes else []
+        for copy in oldest[:-1]:
+            if size <= self._max_bytes:
+                break
+            told.append(f"removed for want of room: {described(copy)}")
+            self.remove(copy.id)
+            size -= room(copy.size)
+        if oldest and not self._alarmed:
+            told.append(alarm(size, self._max_bytes, [described(copy) for copy in oldest[len(told) :][:NAMED]]))
+        self._alarmed = bool(oldest)
+        return told
+
     def _shrink(self) -> None:
         if (self._bytes or 0) <= self._max_bytes:
             return
@@ -134,9 +155,22 @@ class Quarantine:
                 self._journal.index_copy(copy)
 
 
+def described(copy: Copy) -> str:
+    """A copy in a line."""
+    when = time.strftime("%Y-%m-%d %H:%M", time.localtime(copy.refused))
+    return f"{copy.id}, {copy.size} bytes of {when} for {redact(copy.recipient)} ({one_line(copy.reason, 100)})"
+
+
+def alarm(size: int, most: int, next_ones: list[str]) -> str:
+    """What lost mail takes up (bytes), what may, and which copies go next."""
+    what = f"the copies of mail that Zulip has lost take {size / 2**20:.0f} of {most / 2**20:.0f} MiB"
+    remedy = "replay or purge them, or raise email_gateway_quarantine_max_mib"
+    return f"{what}; the next to be removed: {'; '.join(next_ones)}; {remedy}"
+
+
 def _envelope(path: Path) -> Copy | None:
     try:
-        with open(path, "rb") as file:
+        with files.opened(path) as file:
             return Copy(**json.loads(file.readline(_MAX_ENVELOPE)))
     except (OSError, ValueError, TypeError):
         return None

@@ -71,7 +71,7 @@ class Questions:
 
         client: its IP address. journal: to read what is known. Raises Trouble.
         """
-        key, client = address_of(address.token), _network(client)
+        key, client = address_of(address.token), network_of(client)
         end = self._clock() + PATIENCE
         with self._changed:
             if found := self._found(key, journal):
@@ -138,7 +138,7 @@ class Questions:
             self._changed.notify_all()
 
 
-def _network(client: str) -> str:
+def network_of(client: str) -> str:
     """What stands for a client: its address, of IPv6 the /64 it has to itself."""
     try:
         address = ipaddress.ip_address(client)

@@ -252,7 +252,8 @@ class Service:
         gateway = self.gateway()
         if gateway.journal.began_anew():
             gateway.quarantine.reindex()
-        gateway.tidy()
+        for line in gateway.tidy():
+            say(line)
         self._policy.tidy(gateway.journal)
         return _TIDY
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import time
@@ -13,7 +14,11 @@ from .addresses import redact
 from .config import Config
 from .journal import FAILED_INSIDE, REJECTED, UNDELIVERABLE, Journal
 from .pace import Pace, seconds_on_hold, usage, windows_of
+from .quarantine import ALARM, NAMED, described
 from .revival import RESTARTED
+
+# How long something will take, or took, is different for each mail.
+_SECONDS = re.compile(r"\b\d+(?:\.\d+)? s\b")
 
 
 def collect(config: Config) -> dict[str, Any]:
@@ -23,6 +28,7 @@ def collect(config: Config) -> dict[str, Any]:
     units = Pace(config, journal).look()
     counts = journal.counts()
     copies, lost, waiting = journal.number_of_copies()
+    lost_bytes = journal.lost_bytes()
     log = worker_log.find(config.logs)
     return {
         "since": journal.note("since"),
@@ -32,6 +38,11 @@ def collect(config: Config) -> dict[str, Any]:
         "quarantine": copies,
         "server_restarts": sum(counts.pop(RESTARTED, {}).values()),
         "lost": lost,
+        "lost_bytes": lost_bytes,
+        "next_to_go": [
+            described(copy)
+            for copy in (journal.lost_copies(NAMED) if lost_bytes > ALARM * config.quarantine_bytes else [])
+        ],
         "waiting": waiting,
         "windows": [
             {"limit": window.limit, "seconds": window.seconds, "used": used}
@@ -90,7 +101,8 @@ def _queue() -> dict[str, Any] | None:
     reasons: dict[str, int] = {}
     for mail in mails:
         for recipient in mail["recipients"]:
-            reason = redact(recipient.get("delay_reason", "") or f"in the {mail['queue_name']} queue")
+            reason = recipient.get("delay_reason", "") or f"in the {mail['queue_name']} queue"
+            reason = _SECONDS.sub("some s", redact(reason))
             reasons[reason] = reasons.get(reason, 0) + 1
     oldest = time.time() - min(mail["arrival_time"] for mail in mails) if mails else 0.0
     return {"mails": len(mails), "oldest": oldest, "reasons": reasons}

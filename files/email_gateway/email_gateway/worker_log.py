@@ -21,6 +21,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from . import files
+
 # The log of all workers, the one of this worker, the one of a process that serves all queues.
 NAMES = ("workers.log", "events_email_mirror.log", "events.log")
 ERRORS = "errors.log"
@@ -30,6 +32,8 @@ _LATER = 60.0
 _MOST = 2**24
 # Read at a time (bytes). A longer line is none of those that tell of mail.
 _PIECE = 2**20
+# Of what was added to a log, read at a time (bytes): others wait meanwhile.
+_MOST_AT_ONCE = 2**22
 
 POSTED, REPLY_POSTED = "posted", "reply posted"
 NO_TEXT, NO_BODY, NOT_ALLOWED, NOT_QUEUED = "no text", "no body", "not allowed", "not queued"
@@ -112,10 +116,11 @@ class Follower:
             if self._descriptor is None or self.position is None or self.position.name != path.name:
                 self._begin(path)
             lines += self._rest()
-            if self.position and path.exists() and path.stat().st_ino != self.position.inode:
+            if self.position and files.status_of(path).st_ino != self.position.inode:
                 lines += self._rest()  # it was renamed: what was written until then
-                self._open(path, 0)
-                lines += self._rest()
+                if self._is_read():
+                    self._open(path, 0)
+                    lines += self._rest()
         return lines
 
     def _path(self) -> Path | None:
@@ -127,21 +132,23 @@ class Follower:
         path = self._folder / self.position.name
         if self._descriptor is None:
             return path if os.access(path, os.R_OK) else found
-        return found if found.stat().st_mtime > os.fstat(self._descriptor).st_mtime + _LATER else path
+        written = files.status_of(found).st_mtime
+        return found if written > os.fstat(self._descriptor).st_mtime + _LATER else path
 
     def _begin(self, path: Path) -> None:
         position = self.position
         if position is None or position.name != path.name:
-            self._open(path, 0 if self._is_new and position is None else path.stat().st_size)
+            self._open(path, 0 if self._is_new and position is None else files.status_of(path).st_size)
             return
         for place in (path, *path.parent.glob(f"{path.name}.*")):
-            if place.stat().st_ino == position.inode:
+            if place.lstat().st_ino == position.inode:
                 self._open(place, position.offset, path.name)
                 return
         self._open(path, 0)  # what was read is gone
 
     def _open(self, path: Path, offset: int, name: str = "") -> None:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        with files.opened(path) as file:
+            descriptor = os.dup(file.fileno())
         if self._descriptor is not None:
             os.close(self._descriptor)
         self._descriptor = descriptor
@@ -152,9 +159,17 @@ class Follower:
         assert self._descriptor is not None and self.position is not None
         if os.fstat(self._descriptor).st_size < self.position.offset:  # it was emptied
             self.position = self.position._replace(offset=0)
+        most = self.position.offset + _MOST_AT_ONCE
         for text, end in _complete_lines(self._descriptor, self.position.offset):
             self.position = self.position._replace(offset=end)
             yield from _lines(text)
+            if end >= most:
+                return
+
+    def _is_read(self) -> bool:
+        """True if nothing is left behind the position but half of a line."""
+        assert self._descriptor is not None and self.position is not None
+        return next(_complete_lines(self._descriptor, self.position.offset), None) is None
 
 
 def find(folder: Path, names: tuple[str, ...] = NAMES) -> Path | None:
@@ -164,7 +179,7 @@ def find(folder: Path, names: tuple[str, ...] = NAMES) -> Path | None:
     for name in names:
         path = folder / name
         with suppress(OSError):
-            at = path.stat().st_mtime
+            at = files.status_of(path).st_mtime
             if at > written + _LATER and os.access(path, os.R_OK):
                 found, written = path, at
     return found
@@ -192,7 +207,7 @@ def consumed_since(folder: Path, moment: float) -> list[float] | None:
 def _tail(path: Path) -> tuple[list[float], float]:
     """When mail was consumed by the end of a log, and since when that is complete."""
     consumed, first = list[float](), math.inf
-    with open(path, "rb") as file:
+    with files.opened(path) as file:
         size = os.fstat(file.fileno()).st_size
         for text, _ in _complete_lines(file.fileno(), max(0, size - _MOST)):
             if first == math.inf and (match := _FIRST_TIME.search(text)):

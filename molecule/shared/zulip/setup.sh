@@ -39,7 +39,8 @@ cat > /etc/zulip/zulip-secrets.conf <<S
 secret_key = $(head -c 25 /dev/urandom | od -An -tx1 | tr -d ' \n')
 shared_secret = $(head -c 32 /dev/urandom | od -An -tx1 | tr -d ' \n')
 S
-chown zulip:zulip /etc/zulip/zulip-secrets.conf /etc/zulip/settings.py
+# As Zulip's Puppet keeps them (puppet/zulip: profile/base.pp).
+chown zulip:zulip /etc/zulip /etc/zulip/*
 chmod 640 /etc/zulip/zulip-secrets.conf
 chown -R zulip:zulip /home/zulip /var/lib/zulip-standin /var/log/zulip
 # As Zulip's Puppet keeps them (puppet/zulip: profile/base.pp, app_frontend_base.pp).

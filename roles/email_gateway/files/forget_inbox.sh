@@ -7,4 +7,4 @@ if [ -e "$1/imap-library-is-ours" ] &&
   ! apt-get purge --simulate python3-imap-tools | grep '^Purg ' | grep -qv '^Purg python3-imap-tools '; then
   DEBIAN_FRONTEND=noninteractive apt-get purge --yes --quiet python3-imap-tools
 fi
-rm -f "$2/refresh-token" "$2/inbox.lock" "$1/imap-library-is-ours" "$1/imap-secret"
+rm -f "$2/refresh-token" "$2/inbox.lock" "$1/imap-library-is-ours" "$1/imap-secret"  # of a link, the link

@@ -13,5 +13,6 @@ if ! command -v setfacl >/dev/null; then
 fi
 for folder; do
   grep -qsFx "$folder" "$notes/let-in" || echo "$folder" >> "$notes/let-in"
-  setfacl --modify "user:$user:x" "$folder"
+  # As the folder's owner, who might have put a link in its place.
+  runuser -u "$(stat -c %U "$folder")" -- setfacl --modify "user:$user:x" "$folder"
 done

@@ -4,10 +4,12 @@ set -eu
 if command -v setfacl >/dev/null; then
   while read -r folder; do
     [ -d "$folder" ] || continue
-    setfacl --remove "user:$1" "$folder" 2>/dev/null || true
+    # As its owner, see let_in.sh.
+    as_owner="runuser -u $(stat -c %U "$folder") --"
+    $as_owner setfacl --remove "user:$1" "$folder" 2>/dev/null || true
     # With the last named entry the mask goes, too: it is a folder without an ACL again.
     getfacl --omit-header "$folder" 2>/dev/null | grep -Eq '^(user|group):[^:]+:' ||
-      setfacl --no-mask --remove mask:: "$folder"
+      $as_owner setfacl --no-mask --remove mask:: "$folder"
   done < "$2/let-in"
 fi
 # Unless something else has come to need it.

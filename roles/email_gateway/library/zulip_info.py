@@ -6,6 +6,8 @@ from __future__ import annotations
 import ast
 import configparser
 import http.client
+import io
+import os
 import pwd
 import re
 import ssl
@@ -118,16 +120,39 @@ MARK = "Zulip email gateway"
 END_OF_BLOCK = f"# END {MARK} (Ansible)"
 
 
+# The files of Zulip that are read here are shorter (bytes).
+LARGEST = 2**20
+
+
 class Unfit(Exception):
     """Something about this Zulip that the gateway cannot work with."""
 
 
-def text_of(path: Path) -> str:
-    """The text of a file that every Zulip has; raises Unfit if there is none, or if it is not UTF-8."""
+def bytes_of(path: Path) -> bytes:
+    """A file that every Zulip has; raises Unfit.
+
+    Zulip's user owns the folder, and root reads and changes the file: it has to be one, and not a link
+    that leads root to another. A link that root has made is all right.
+    """
     try:
-        return path.read_text(encoding="utf-8")
+        if path.is_symlink() and path.lstat().st_uid != 0:
+            raise Unfit(f"{path} is a link that does not belong to root; put the file itself in its place")
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
+        with open(descriptor, "rb") as file:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise Unfit(f"{path} is no regular file; put Zulip's own in its place")
+            content = file.read(LARGEST + 1)
     except FileNotFoundError:
         raise Unfit(f"{path} does not exist; is Zulip's installation complete?") from None
+    if len(content) > LARGEST:
+        raise Unfit(f"{path} has more than {LARGEST} bytes, which none of Zulip's has; look at it")
+    return content
+
+
+def text_of(path: Path) -> str:
+    """The text of such a file; raises Unfit if it is not UTF-8."""
+    try:
+        return io.TextIOWrapper(io.BytesIO(bytes_of(path)), encoding="utf-8").read()
     except UnicodeDecodeError as error:
         raise Unfit(f"{path} is not UTF-8: {error}; mend it first") from error
 
@@ -177,11 +202,13 @@ def check_settings(path: Path) -> dict[str, Any]:
     """
     try:
         # As Python reads it (PEP 263), its line ends all made "\n"; splitlines knows others, too.
-        with tokenize.open(path) as file:
-            text = file.read()
+        content = io.BytesIO(bytes_of(path))
+        encoding, _ = tokenize.detect_encoding(content.readline)
+        content.seek(0)
+        text = io.TextIOWrapper(content, encoding).read()
         lines, module = text.split("\n"), ast.parse(text, filename=str(path))
-    except FileNotFoundError:
-        raise Unfit(f"{path} does not exist; is Zulip's installation complete?") from None
+    except RecursionError:
+        raise Unfit(f"{path} is nested too deeply to be read; mend it first") from None
     except SyntaxError as error:
         where = f", line {error.lineno}," if error.lineno else ""
         what = repr(error.text.rstrip()) if error.text else error.msg
@@ -351,7 +378,7 @@ def zulip_info(deployment: Path, etc: Path, user: str, server: str | None = None
         "classes_line_before": kept.read_text(encoding="utf-8").rstrip("\n") if kept.exists() else "",
         "cron": cron_of(etc.parent / "cron.d/email-mirror"),
         "password_kept": (kept.parent / "zulip-secrets.conf-line").exists(),
-        "has_block": MARK.encode() in (etc / "settings.py").read_bytes(),
+        "has_block": MARK.encode() in bytes_of(etc / "settings.py"),
         "closed": closed_to(user),
         # 25 is Django's default, and smtplib's for a port that is not set. It takes "25" as well.
         "email_host": values.get("EMAIL_HOST", "") if str(values.get("EMAIL_PORT") or 25) == "25" else "",

@@ -33,6 +33,17 @@ fi
 other=$(dpkg-query --show --showformat='${db:Status-Status} ${Package} ${Provides}\n' |
   sed -n 's/^installed \([^ ]*\) .*\bmail-transport-agent\b.*/\1/p' | grep -vx postfix | paste -sd, -)
 packages=$(dpkg-query --show --showformat='${db:Status-Status}\n' postfix ssl-cert 2>/dev/null | grep -cx installed)
+# Whether Zulip's certificate and its key belong together. Without openssl nobody can tell yet.
+key=/etc/ssl/private/zulip.key chain=/etc/ssl/certs/zulip.combined-chain.crt certificate_fault=''
+if [ -e "$key" ] && [ -e "$chain" ] && command -v openssl >/dev/null; then
+  if ! of_key=$(openssl pkey -in "$key" -pubout -passin pass: 2>/dev/null); then
+    certificate_fault="$key has no key that can be read without a passphrase"
+  elif ! of_chain=$(openssl x509 -in "$chain" -noout -pubkey 2>/dev/null); then
+    certificate_fault="$chain has no certificate"
+  elif [ "$of_key" != "$of_chain" ]; then
+    certificate_fault="$key is not the key of $chain"
+  fi
+fi
 cat <<JSON
 {
   "holder": "$holder",
@@ -46,6 +57,7 @@ cat <<JSON
   "unreadable": "$unreadable",
   "kept": $(yes_if test -e "$1/complete"),
   "program": $(yes_if test -x /usr/local/bin/zulip-email-gateway),
-  "zulips_certificate": $(yes_if test -e /etc/ssl/private/zulip.key -a -e /etc/ssl/certs/zulip.combined-chain.crt)
+  "zulips_certificate": $(yes_if test -e "$key" -a -e "$chain"),
+  "certificate_fault": "$certificate_fault"
 }
 JSON

@@ -18,13 +18,15 @@ mail_is_left() {
 put_back() { tar --extract --preserve-permissions --file "$before/files.tar" --directory /; }
 
 if [ -x /usr/sbin/postfix ]; then systemctl stop postfix; fi
-# Where Postfix asked the gateway.
-socket=zulip-email-gateway-policy.socket
-if [ -e "/etc/systemd/system/$socket" ]; then
-  systemctl --quiet disable --now "$socket"
-  rm "/etc/systemd/system/$socket"
-  systemctl daemon-reload
-fi
+# Where Postfix asked the gateway, and what looked at the certificate.
+for unit in policy.socket certificate.timer certificate.service; do
+  unit=zulip-email-gateway-$unit
+  [ -e "/etc/systemd/system/$unit" ] || continue
+  systemctl --quiet disable --now "$unit"
+  rm "/etc/systemd/system/$unit"
+done
+systemctl daemon-reload
+rm -rf /run/zulip-email-gateway-certificate
 # Packages that came with Postfix and that nothing else has come to need.
 came='postfix|ssl-cert|cpio|lib(icu[0-9]+|sasl2-(2|modules|modules-db)|nsl2|db5\.3(t64)?|tirpc(-common|3|3t64)|lmdb0|ssl3(t64)?)'
 added=$(installed | comm -13 "$before/packages" - | grep -Ex "$came" || true)
