@@ -24,6 +24,7 @@ from .automatic import is_automatic_reply, loop
 from .backend import Backend, open_backend
 from .backlog import STALE, Backlog
 from .config import Config
+from .forgery import may_forge
 from .journal import Flight, Journal, Mail, Ticket, address_of, key_of
 from .message import Message
 from .outcome import Outcomes
@@ -294,8 +295,9 @@ class Gateway:
     def _followed(self, mail: Mail, address: Address, text: Message, unit: Ticket | None, end: float) -> Attempt:
         """Hand a mail over, before `end`, and wait for what Zulip's worker tells of it."""
         seconds = max(min(end - time.monotonic(), _TURN), _LEAST_TURN)
-        with self.outcomes.turn(address.is_reply, seconds, self.stopping.is_set):
-            flight = self.outcomes.begin(mail, address, unit)
+        alone = may_forge(text)
+        with self.outcomes.turn(address.is_reply, seconds, self.stopping.is_set, alone):
+            flight = self.outcomes.begin(mail, address, unit, alone)
             verdict = self._hand_over(address.text, text)
             is_with_zulip = self.outcomes.handed(flight, verdict)
         # Whoever brings a mail by hand could not ask for it again.
