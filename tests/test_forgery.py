@@ -40,7 +40,7 @@ HARMLESS = [
     b"From: =?utf-8?B?SsO2cmc=?= <a@example.org>",
     b"Subject: =?iso-2022-jp?B?GyRCRnxLXBsoQg==?=",
     b"Subject: what=?",
-    b"Subject: ***, 2*3 == 6",
+    b"Subject: ***, 2*3 is 6",
 ]
 WORST = Envelope(CHANNEL, known_by=("postfix", "QID", CHANNEL))
 
