@@ -48,7 +48,7 @@ def limits(mx: ZulipHost, windows: str, zulip: str = "") -> None:
         rm -rf {JOURNAL}* {STATE}/failures-position.json {STATE}/quarantine {ERRORS}
         rm -f /var/log/zulip/workers.log* /var/log/zulip/events_email_mirror.log*
         python3 -c "import sqlite3; d = sqlite3.connect('/var/lib/zulip-standin/zulip.sqlite');
-[d.execute('DELETE FROM ' + t) for t in ('limiter', 'queue', 'message', 'dropped')]; d.commit()"
+[d.execute('DELETE FROM ' + t) for t in ('limiter', 'queue', 'message', 'dropped', 'taken')]; d.commit()"
         {set_in_zulip("RATE_LIMITING_MIRROR_REALM_RULES", rules)}
         systemctl start zulip-worker zulip-email-gateway.service
         for i in $(seq 100); do zulip-email-gateway check >/dev/null && break; sleep 0.2; done

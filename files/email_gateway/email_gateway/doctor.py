@@ -26,7 +26,7 @@ from . import worker_log
 from .client import Client
 from .config import Config
 from .quarantine import alarm
-from .verdict import COPY_AGAIN, Trouble
+from .verdict import COPY_AGAIN, Trouble, bug
 
 ZULIP_CONF = Path("/etc/zulip/zulip.conf")
 ZULIP_SECRETS = Path("/etc/zulip/zulip-secrets.conf")
@@ -67,6 +67,8 @@ def examine(config: Config) -> list[Finding]:
             findings += check(config)
         except Trouble as trouble:
             findings.append(Finding(False, str(trouble)))
+        except Exception as error:  # the other checks tell more
+            findings.append(Finding(False, bug(error).reason))
     return findings
 
 
@@ -205,9 +207,7 @@ def _inbox(config: Config) -> Iterator[Finding]:
 def _zulip_conf(config: Config) -> Iterator[Finding]:
     if not ZULIP_CONF.exists() or config.imap is not None:
         return
-    conf = configparser.RawConfigParser()
-    conf.read_string(_zulips(ZULIP_CONF))
-    classes = conf.get("machine", "puppet_classes", fallback="")
+    classes = _zulips(ZULIP_CONF).get("machine", "puppet_classes", fallback="")
     good = not re.search(r"zulip::(postfix_localmail|local_mailserver)\b", classes)
     text = "Zulip's Puppet leaves the mail system alone"
     if not good:
@@ -218,9 +218,7 @@ def _zulip_conf(config: Config) -> Iterator[Finding]:
 def _credential(config: Config) -> Iterator[Finding]:
     if not config.worker_counts:
         return
-    secrets = configparser.RawConfigParser()
-    secrets.read_string(_zulips(ZULIP_SECRETS))
-    good = secrets.get("secrets", "shared_secret", fallback="") == config.secret()
+    good = _zulips(ZULIP_SECRETS).get("secrets", "shared_secret", fallback="") == config.secret()
     text = "the credential is Zulip's shared secret"
     if not good:
         text = f"{ZULIP_SECRETS} has another shared secret than the gateway"
@@ -301,12 +299,18 @@ def _is_ours(path: Path) -> bool:
     return path.exists() and "Zulip email gateway" in path.read_text(encoding="utf-8", errors="replace")
 
 
-def _zulips(path: Path) -> str:
+def _zulips(path: Path) -> configparser.RawConfigParser:
     """A file of Zulip's, read as its user, who may have put anything there; raises Trouble."""
     done = _run("runuser", "-u", "zulip", "--", "head", "-c", str(_LARGEST), "--", str(path), seconds=10)
     if done.returncode:
         raise Trouble("4.3.5", "configuration", f"the user zulip cannot read {path}: {done.stderr.strip()}")
-    return done.stdout
+    found = configparser.RawConfigParser()
+    try:
+        found.read_string(done.stdout)
+    except configparser.Error as error:  # its text quotes lines, which may be secret
+        what = f"{path} cannot be parsed ({type(error).__name__})"
+        raise Trouble("4.3.5", "configuration", f"{what}; run playbooks/site.yml, which names the line") from error
+    return found
 
 
 def _unless(good: bool, remedy: str) -> str:

@@ -54,6 +54,8 @@ _FIRST_DESCRIPTOR = 3
 SUBMIT, POLICY = "zulip-email-gateway.socket", "zulip-email-gateway-policy.socket"
 # What still has a name in the spool after this time (seconds), nobody is using.
 _LEFT_OVER = 600.0
+# The longest line that is told (characters).
+_LONGEST_LINE = 2000
 # An operator waits so long (seconds) for room within Zulip's limits.
 _ROOM = 30.0
 # Postfix sends the whole header of a refused mail back. One of more bytes is nobody's mail, and
@@ -390,5 +392,5 @@ def watchdog_seconds() -> float | None:
 
 
 def say(text: str) -> None:
-    """A line for systemd's journal, without whole addresses."""
-    os.write(sys.stdout.fileno(), (redact(text) + "\n").encode("utf-8", "replace"))
+    """A line for systemd's journal, without whole addresses; a line end in it would begin another one."""
+    os.write(sys.stdout.fileno(), (one_line(redact(text), _LONGEST_LINE) + "\n").encode("utf-8", "replace"))

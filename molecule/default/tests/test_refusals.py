@@ -71,6 +71,16 @@ def test_largest_message(mx):
     assert "postfix_localmail_message_size_limit is -5. Write a number of bytes from 65536" in text
 
 
+def test_limits_for_clients(mx):
+    text = mx.refusal(postfix_localmail_client_mails=0)
+    assert "postfix_localmail_client_mails 0. Write numbers above 0" in text
+    text = mx.refusal(postfix_localmail_client_exceptions=["192.0.2.7", "192.0.2.7/24"])
+    assert (
+        'postfix_localmail_client_exceptions is ["192.0.2.7", "192.0.2.7/24"]: 192.0.2.7/24 has host bits set. Write'
+        in text
+    )
+
+
 def test_local_delivery_and_polling(mx):
     text = mx.refusal(email_gateway_login="zulip@imap.example.com")
     assert "zulip_puppet_classes" in text and "email_gateway_login (zulip@imap.example.com)" in text

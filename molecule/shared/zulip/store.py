@@ -28,6 +28,7 @@ CREATE TABLE IF NOT EXISTS inactive (user TEXT PRIMARY KEY);
 CREATE TABLE IF NOT EXISTS queue (id INTEGER PRIMARY KEY, rcpt_to TEXT, msg_base64 TEXT);
 CREATE TABLE IF NOT EXISTS limiter (at REAL);
 CREATE TABLE IF NOT EXISTS dropped (at REAL, why TEXT);
+CREATE TABLE IF NOT EXISTS taken (id INTEGER PRIMARY KEY, rcpt_to TEXT, msg_base64 TEXT);
 CREATE TABLE IF NOT EXISTS message (id INTEGER PRIMARY KEY, at REAL, channel TEXT, topic TEXT, sender TEXT,
     rcpt_to TEXT, mail_id TEXT, content TEXT);
 """

@@ -1,0 +1,153 @@
+"""What the network may do: TLS, certificates, greedy and slow clients.
+
+These tests run for each generation of Zulip, see the files that import them.
+"""
+
+from __future__ import annotations
+
+import time
+
+from attacks import CHAIN, KEY, doctor, outside, talk
+from conftest import ZulipHost, tell, wait
+from figures import Fault, broken
+
+HANDSHAKE = """
+def offered(name, **settings):
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    for field, value in settings.items():
+        if field == "ciphers": context.set_ciphers(value)
+        else: setattr(context, field, value)
+    try:
+        with smtplib.SMTP(SERVER, 25, timeout=30) as server:
+            server.starttls(context=context)
+            return [name, server.sock.version(), server.sock.cipher()[0]]
+    except (OSError, smtplib.SMTPException) as error:
+        return [name, "", str(error)]
+weak = "ALL:@SECLEVEL=0"
+V = ssl.TLSVersion
+print(json.dumps([
+    offered("default"),
+    offered("1.3", minimum_version=V.TLSv1_3),
+    offered("1.2", maximum_version=V.TLSv1_2),
+    offered("1.1", minimum_version=V.TLSv1, maximum_version=V.TLSv1_1, ciphers=weak),
+    offered("1.0", minimum_version=V.TLSv1, maximum_version=V.TLSv1, ciphers=weak),
+    *[offered(kind, maximum_version=V.TLSv1_2, ciphers=kind + ":@SECLEVEL=0") for kind in ("aNULL", "eNULL", "AECDH")],
+]))
+"""
+
+
+def test_tls_is_at_least_1_2_and_nobody_has_to_use_it(mx, subject):
+    found = {name: version for name, version, _ in outside(mx, HANDSHAKE)}
+    tell(f"TLS: {found}")
+    assert found["default"] in ("TLSv1.2", "TLSv1.3") and found["1.3"] == "TLSv1.3" and found["1.2"] == "TLSv1.2"
+    assert not any(version for name, version in found.items() if name not in ("default", "1.2", "1.3"))
+    assert mx.send(mx.address(), subject=f"{subject} plain")["accepted"] == 1
+    assert mx.send(mx.address(), subject=f"{subject} tls", starttls=True)["accepted"] == 1
+    mx.wait_for(subject, 2)
+
+
+# A key and a certificate, {0}.key and {0}.crt.
+NEW = "openssl req -x509 -newkey rsa:2048 -nodes -subj /CN=renewed.example.com -keyout {0}.key -out {0}.crt 2>/dev/null"
+KEEP = Fault(
+    f"tar --create --file /root/certificate.tar {KEY} {CHAIN} 2>/dev/null",
+    f"rm {KEY} {CHAIN}; tar --extract --file /root/certificate.tar -C /; postfix reload",
+)
+
+
+def shown(mx: ZulipHost) -> str:
+    """The name in the certificate that port 25 shows."""
+    command = (
+        "echo QUIT | openssl s_client -connect 127.0.0.1:25 -starttls smtp 2>/dev/null | openssl x509 -noout -subject"
+    )
+    return mx.sh(command).strip()
+
+
+def test_a_renewed_certificate_is_used_within_a_minute(mx):
+    """As certbot renews it: links far up point elsewhere."""
+    since = mx.sh("date +%s").strip()
+    live, archive = "/etc/letsencrypt/live/x", "/etc/letsencrypt/archive/x"
+    mx.sh(f"mkdir -p {live} {archive}; chmod 700 /etc/letsencrypt/live")
+    mx.sh(f"cp {KEY} {archive}/privkey1.pem; cp {CHAIN} {archive}/fullchain1.pem")
+    link = "cd {0}; for name in privkey fullchain; do ln -sf ../../archive/x/$name{1}.pem $name.pem; done"
+    with broken(mx, KEEP):
+        mx.sh(f"{link.format(live, 1)}; ln -sf {live}/privkey.pem {KEY}; ln -sf {live}/fullchain.pem {CHAIN}; sleep 32")
+        assert "renewed" not in shown(mx)
+        mx.sh(f"{NEW.format('/root/new')}; mv /root/new.key {archive}/privkey2.pem")
+        mx.sh(f"mv /root/new.crt {archive}/fullchain2.pem")
+        began = time.monotonic()
+        mx.sh(link.format(live, 2))
+        assert wait(lambda: "renewed.example.com" in shown(mx), 60)
+        tell(f"a renewed certificate was used after {time.monotonic() - began:.0f} s")
+        assert "STARTTLS at port 25 works, with that certificate" in doctor(mx, 0)
+    mx.sh("rm -r /etc/letsencrypt")
+    lines = mx.sh(f"journalctl -o cat -u zulip-email-gateway-certificate.service --since @{since}").splitlines()
+    assert len(lines) == 0, lines
+
+
+def test_a_key_that_is_not_the_certificates_is_told_before_and_after(mx):
+    with broken(mx, KEEP):
+        mx.sh(f"{NEW.format('/root/other')}; cat /root/other.key > {KEY}; postfix reload; sleep 1")
+        assert f"{KEY} is not the key of {CHAIN}" in mx.refusal()
+        assert f"WRONG  STARTTLS at port 25 fails" in doctor(mx, 1)  # noqa: F541
+    assert "STARTTLS at port 25 works" in doctor(mx, 0)
+
+
+ALONE = "postconf -e 'smtpd_client_event_limit_exceptions=$mynetworks'"
+WITHOUT_EXCEPTIONS = Fault(
+    f"cp -p /etc/postfix/main.cf /root/; {ALONE}; systemctl restart postfix",
+    "cp -p /root/main.cf /etc/postfix/; systemctl restart postfix",
+)
+
+
+def test_one_client_has_ten_connections_and_sixty_mails_a_minute(mx, subject):
+    with broken(mx, WITHOUT_EXCEPTIONS):
+        script = """
+held, said = [], []
+for _ in range(14):
+    connection = socket.create_connection((SERVER, 25), 20); held.append(connection)
+    said.append(connection.makefile("rb").readline().decode().strip())
+print(json.dumps(said))"""
+        said = outside(mx, script)
+        assert sum(line.startswith("220 ") for line in said) == 10, said
+        assert all(line.startswith("421 ") and "too many connections" in line for line in said[10:]), said
+        mx.sh("systemctl restart postfix")
+        script = """
+codes = []
+with smtplib.SMTP(SERVER, 25, timeout=60) as server:
+    server.ehlo()
+    for number in range(65):
+        codes.append(server.mail("user@sender.example.org")[0]); server.rset()
+print(json.dumps(codes))"""
+        codes = outside(mx, script)
+        assert codes == [250] * 60 + [450] * 5, codes
+
+
+def test_slow_clients_make_nobody_wait(mx):
+    """Nine clients that trickle, each over as many connections as it may have; one alone had fifty of a hundred."""
+    with broken(mx, WITHOUT_EXCEPTIONS):
+        script = """
+import socket, time
+held = []
+for client in range(2, 11):
+    for _ in range(12):
+        connection = socket.socket(); connection.bind((f"127.0.0.{client}", 0)); connection.settimeout(20)
+        connection.connect(("127.0.0.1", 25)); held.append(connection)
+end = time.time() + 25
+while time.time() < end:
+    for connection in held:
+        try: connection.send(b"E")
+        except OSError: pass
+    time.sleep(1)
+"""
+        mx.sh(f"cat > /root/slow.py <<'EOF'\n{script}\nEOF")
+        mx.sh("systemd-run --quiet --unit slow python3 /root/slow.py; sleep 6")
+        try:
+            held = int(mx.sh("ss -Htn state established 'sport = :25' | wc -l"))
+            began = time.monotonic()
+            said = talk(mx)
+            seconds = time.monotonic() - began
+        finally:
+            mx.sh("systemctl stop slow || true")
+    tell(f"{held} slow connections: another client was greeted and answered after {seconds:.1f} s")
+    assert held == 90 and said[0].startswith("250-") and seconds <= 2
