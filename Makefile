@@ -12,7 +12,7 @@ PACKAGES := podman runc conmon netavark aardvark-dns iptables mmdebstrap uidmap 
 PYTHON ?= python3
 SCENARIOS := $(patsubst molecule/%/molecule.yml,%,$(wildcard molecule/*/molecule.yml))
 
-.PHONY: help demo demo-down test check molecule bench packages clean
+.PHONY: help demo demo-down test check molecule bench fuzz packages clean
 
 help:
 	@echo "make demo       a throw-away Zulip host; one mail, sent to its port 25, into a channel"
@@ -21,6 +21,7 @@ help:
 	@echo "make molecule SCENARIO=name   one of: $(SCENARIOS)"
 	@echo "make test       check and all scenarios"
 	@echo "make bench      what a delivery costs, next to what it is compared with"
+	@echo "make fuzz FUZZ_TARGET=name FUZZ_SECONDS=60   looks for what breaks a reader of others' input"
 	@echo "make clean      removes .venv, .cache and the images"
 
 .cache:
@@ -74,6 +75,13 @@ test: packages
 bench: packages
 	@$(MAKE) --no-print-directory -j2 .cache/venv image-bookworm
 	@$(PYTHON) bench/bench.py
+
+# What reads what others send. The parts of the corpus that cover something new are kept.
+FUZZ_TARGET ?= a_mail
+FUZZ_SECONDS ?= 60
+fuzz: .cache/venv
+	@.venv/bin/python -c 'import atheris' 2>/dev/null || .venv/bin/pip install --quiet --disable-pip-version-check 'atheris ~= 3.0'
+	@PYTHONPATH=tests:tests/fuzz:files/email_gateway:roles/email_gateway/library .venv/bin/python tests/fuzz/run.py $(FUZZ_TARGET) $(FUZZ_SECONDS)
 
 clean: demo-down
 	@podman images --format '{{.Repository}}:{{.Tag}}' | { grep '^localhost/zeg-' || true; } | xargs -r podman rmi

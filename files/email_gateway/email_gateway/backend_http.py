@@ -213,7 +213,7 @@ def interpret(status: int, answer: bytes) -> Verdict:
     """Zulip's answer (HTTP status and body) as a verdict."""
     try:
         data = json.loads(answer)
-    except ValueError:
+    except (ValueError, RecursionError):
         data = None
     if not isinstance(data, dict):
         data = {}

@@ -250,7 +250,7 @@ def _mails(text: mmap.mmap, begin: int, end: int) -> Iterator[Failed]:
         when = _time(entry)
         try:
             found = json.loads(entry.partition(b"\t")[2])
-        except ValueError:
+        except (ValueError, RecursionError):
             recipient = _RECIPIENT.search(entry)
             if recipient and messages:
                 yield Failed(when, recipient[1].decode("utf-8", "replace"), *messages[-1], torn=True)

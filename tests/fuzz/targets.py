@@ -1,0 +1,288 @@
+"""What reads what others send, and what must be true whatever that is.
+
+Each target takes bytes, and raises if a promise is broken. test_fuzz.py runs them with hypothesis and with
+the corpus, run.py (make fuzz) with atheris.
+"""
+
+from __future__ import annotations
+
+import atexit
+import mmap
+import re
+import shutil
+import socket
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+
+import imap_tools
+import zulip_info
+from email_gateway import addresses, backend_http, policy, service, submission, verdict, worker_log
+from email_gateway.backend_http import HttpBackend
+from email_gateway.backend_smtp import SmtpBackend
+from email_gateway.config import Imap
+from email_gateway.failures import _decode, _mails
+from email_gateway.forgery import may_forge
+from email_gateway.gateway import Gateway
+from email_gateway.header_repair import NeverAccepted, enterable
+from email_gateway.imap_session import ImapSession
+from email_gateway.journal import Journal
+from email_gateway.message import Message
+from email_gateway.postable import postable
+from email_gateway.recipient_field import find_recipient
+from email_gateway.verdict import Deferred, Delivered, Refused, Trouble
+from email_gateway.wire_format import write_wire_format
+from mails import mail, text
+from test_config import make_config
+
+FOLDER = Path(tempfile.mkdtemp(prefix="zeg-fuzz-"))
+atexit.register(shutil.rmtree, FOLDER, ignore_errors=True)
+(FOLDER / "spool").mkdir()
+GATEWAY = Gateway(make_config(FOLDER, timeout=0.2), Journal(FOLDER))
+PATTERNS = (addresses.Pattern("", "mail.example.com"), addresses.Pattern("user+", "mail.example.com"))
+Target = Callable[[bytes], None]
+
+
+def an_address(data: bytes) -> None:
+    """Folded once, an address stays as it is, and no token is shown."""
+    recipient = data.decode("utf-8", "surrogateescape")
+    for pattern in PATTERNS:
+        with suppress(addresses.NotAGatewayAddress, addresses.OtherPattern):
+            found = addresses.parse(recipient, pattern)
+            assert found.text == recipient.strip().lower() and addresses.parse(found.text, pattern) == found
+            assert re.fullmatch("(mm)?[0-9a-f]{32}", found.token) and found.is_reply == found.token.startswith("mm")
+            assert found.token not in addresses.redact(found.text)
+        addresses.token_of(recipient, pattern)
+
+
+def a_policy_request(data: bytes) -> None:
+    """Every answer is one that smtpd knows."""
+    asked = policy.Policy(lambda: GATEWAY, lambda work: work() is None, lambda _: None)
+    verdicts = (Delivered(), Deferred("4.3.2", "x", "x\n"), Refused("5.1.1", "unknown address", f"no {data[:99]!r}"))
+    GATEWAY.knows = lambda _: verdicts[len(data) % 3]  # type: ignore[method-assign]
+    said = conversation(asked.converse, data)
+    assert re.fullmatch(rb"(action=(DUNNO|(550|552|450) [45](\.\d{1,3}){2} [\x20-\x7e]+)\n\n)*", said), said
+
+
+def a_client_request(data: bytes) -> None:
+    """Every answer has an exit status of sysexits(3) and a line."""
+    made = service.Service(FOLDER / "gateway.conf")
+    made.gateway = lambda: GATEWAY  # type: ignore[method-assign]
+    said = conversation(made._serve_one, data)
+    assert re.fullmatch(rb"(0|1|69|75) [^\n]+\n([^\n]*\n)?|", said), said
+
+
+def a_service_answer(data: bytes) -> None:
+    """A client makes a verdict of it, or says that there is none."""
+    with suppress(submission.NoAnswer):
+        status, line, details = submission._understood(data)
+        assert 0 <= status <= 255 and "\n" not in line
+        is_verdict(verdict.understood(status, line, details))
+
+
+def an_http_answer(data: bytes) -> None:
+    """Zulip refuses a mail by one answer only."""
+    status = int.from_bytes(data[:1], "big") + 300 if data[:1] > b"\xc8" else (200, 400, 403, 500)[len(data) % 4]
+    said = backend_http.interpret(status, data[1:])
+    is_verdict(said)
+    assert not isinstance(said, Refused) or (status == 400 and b"5." in data)
+    assert not isinstance(said, Delivered) or (status == 200 and b"success" in data)
+
+
+def an_http_server(data: bytes) -> None:
+    """Whatever it sends in place of an answer."""
+
+    def answer(connection: socket.socket) -> None:
+        connection.recv(65536)
+        connection.sendall(data)
+
+    with server(answer) as port:
+        said = HttpBackend(f"http://127.0.0.1:{port}", "secret", 0.2).hand_over("general@x", mail(b"m"), FOLDER)
+    is_verdict(said)
+    assert not isinstance(said, Delivered) or b"success" in data
+
+
+def an_smtp_server(data: bytes) -> None:
+    """Whatever it answers each command with."""
+
+    def answer(connection: socket.socket) -> None:
+        for piece in data.split(b"\0"):
+            connection.sendall(piece)
+            if not connection.recv(65536):
+                return
+
+    with server(answer) as port:
+        said = SmtpBackend("127.0.0.1", port, 0.2).hand_over("general@x", mail(b"m"), FOLDER)
+    is_verdict(said)
+    assert not isinstance(said, Delivered) or b"250" in data
+
+
+def a_log(data: bytes) -> None:
+    """No line tells of more than it says."""
+    for line in worker_log._lines(data):
+        assert line.kind in worker_log._KINDS and "\n" not in line.text and line.at == line.at
+    with tempfile.NamedTemporaryFile(dir=FOLDER) as file:
+        file.write(data)
+        file.flush()
+        worker_log._tail(Path(file.name))
+
+
+def failed_mail(data: bytes) -> None:
+    """Of a line of Zulip's file nothing is taken that does not stand there."""
+    if not data:
+        return
+    with tempfile.TemporaryFile(dir=FOLDER) as file, tempfile.TemporaryFile(dir=FOLDER) as out:
+        file.write(data)
+        file.flush()
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as whole:
+            for failed in _mails(whole, 0, len(whole)):
+                assert 0 <= failed.begin <= failed.end <= len(data)
+                out.seek(0)
+                out.truncate()
+                _decode(whole, failed, out)
+                assert out.tell() <= len(data)
+
+
+def an_imap_header(data: bytes) -> None:
+    """An address is found, or none."""
+    for pattern in PATTERNS:
+        found = find_recipient(data, pattern)
+        assert found is None or (found.endswith(f"@{pattern.domain}") and found.startswith(pattern.prefix))
+
+
+def an_imap_server(data: bytes) -> None:
+    """Whatever it answers each command with: the poller tells of it and tries again."""
+
+    def answer(connection: socket.socket) -> None:
+        with connection.makefile("rwb") as lines:
+            for number, piece in enumerate(data.split(b"\0")):
+                tag = lines.readline().partition(b" ")[0] if number else b"*"
+                lines.write(piece.replace(b"TAG", tag))
+                lines.flush()
+
+    with server(answer) as port:
+        session = object.__new__(ImapSession)
+        imap = Imap("127.0.0.1", port, "implicit", "INBOX", "zulip", "", "", {"password": "x"})
+        session._connect = lambda _: _plain(port)  # type: ignore[method-assign]
+        with suppress(Trouble):
+            session.__init__(imap, None, 0.2)  # type: ignore[misc]
+            with closing(session):
+                for uid in session.uids()[:3]:
+                    assert isinstance(session.header(uid), (bytes, type(None)))
+                    session.set_aside(uid)
+
+
+def _plain(port: int) -> imap_tools.MailBoxUnencrypted:
+    try:
+        return imap_tools.MailBoxUnencrypted("127.0.0.1", port, timeout=0.2)
+    except (OSError, imap_tools.errors.ImapToolsError, imap_tools.imap_utf7.binascii.Error) as error:
+        raise Trouble("4.4.1", "IMAP connection", str(error)) from error
+    except Exception as error:  # imaplib's own, as _connect takes them
+        if type(error).__module__ == "imaplib":
+            raise Trouble("4.4.1", "IMAP connection", str(error)) from error
+        raise
+
+
+def a_mail(data: bytes) -> None:
+    """What is changed for Zulip keeps the rest, and can be sent."""
+    whole, spool = mail(data), FOLDER / "spool"
+    may_forge(whole)
+    changed = postable(whole, spool)
+    if changed is not whole:
+        kept = text(changed)
+        assert all(line in kept for line in _bodies(data)), "text is gone"
+    cleaned = changed.without_reserved_fields(spool)
+    assert not re.search(rb"(?im)^X-RcptTo:", text(cleaned).replace(b"\r", b"\n").partition(b"\n\n")[0] + b"\n")
+    try:
+        taken = enterable(cleaned, spool)
+    except NeverAccepted as why:
+        assert str(why)
+        return
+    with tempfile.TemporaryFile(dir=FOLDER) as wire:
+        write_wire_format(taken.file(), wire)
+        lines = text(Message(wire)).split(b"\r\n")
+        assert max(map(len, lines)) <= 998 and not any(b"\n" in line or b"\r" in line for line in lines)
+
+
+def _bodies(data: bytes) -> list[bytes]:
+    """Words that a mail cannot lose."""
+    return re.findall(rb"WORD\d+", data.replace(b"\r\n", b"\n").partition(b"\n\n")[2])
+
+
+def zulips_settings(data: bytes) -> None:
+    """Values, or one sentence that says what is wrong with the file."""
+    (FOLDER / "settings.py").write_bytes(data)
+    with suppress(zulip_info.Unfit):
+        zulip_info.check_settings(FOLDER / "settings.py")
+
+
+def zulips_conf(data: bytes) -> None:
+    """The same."""
+    (FOLDER / "zulip.conf").write_bytes(data)
+    with suppress(zulip_info.Unfit):
+        zulip_info.url_of(zulip_info.conf_of(FOLDER / "zulip.conf"))
+        zulip_info.classes_line(FOLDER / "zulip.conf")
+
+
+def conversation(serve: Callable[[socket.socket], None], data: bytes) -> bytes:
+    """What is answered to these bytes."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.settimeout(5)
+        thread = threading.Thread(target=lambda: (_quietly(ours.sendall, data), ours.shutdown(socket.SHUT_WR)))
+        thread.start()
+        with suppress(OSError):
+            serve(theirs)
+        theirs.close()
+        thread.join()
+        said = b""
+        with suppress(OSError):
+            while piece := ours.recv(65536):
+                said += piece
+        return said
+
+
+def _quietly(work: Callable[[bytes], object], data: bytes) -> None:
+    with suppress(OSError):
+        work(data)
+
+
+@contextmanager
+def server(answer: Callable[[socket.socket], None]) -> Iterator[int]:
+    """One connection; its port."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def run() -> None:
+            with suppress(OSError), listening.accept()[0] as connection:
+                connection.settimeout(1)
+                answer(connection)
+
+        thread = threading.Thread(target=run, daemon=True)
+        thread.start()
+        yield listening.getsockname()[1]
+        with suppress(OSError):
+            listening.shutdown(socket.SHUT_RDWR)
+        thread.join()
+
+
+def is_verdict(said: verdict.Verdict) -> None:
+    """What Postfix is told is one line that means what it is to mean."""
+    line, status = verdict.pipe_line(said), verdict.exit_status(said)
+    assert line.isprintable() and len(line) <= 900, line
+    if isinstance(said, Delivered):
+        assert status == 0 and line.startswith("2.")
+    elif isinstance(said, Refused):
+        assert status == 69 and re.match(r"5\.\d+\.\d+ Zulip mail gateway: ", line), line
+    else:
+        assert status == 75
+
+
+TARGETS: dict[str, Target] = {
+    function.__name__: function
+    for function in (
+        *(an_address, a_policy_request, a_client_request, a_service_answer, an_http_answer, an_http_server),
+        *(an_smtp_server, a_log, failed_mail, an_imap_header, an_imap_server, a_mail, zulips_settings, zulips_conf),
+    )
+}
