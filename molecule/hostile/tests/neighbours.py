@@ -139,6 +139,7 @@ def test_nobody_else_can_change_what_root_runs_or_writes(mx):
     for name in ("credential", "imap-secret"):
         for user in ("www-data", "postfix", "nobody"):
             assert mx.host.run(f"runuser -u {user} -- test -r {ETC}/{name}").rc != 0
+    assert "not allowed" in str(mx.host.run("runuser -u nobody -- mailq").stderr)
     for user in ("www-data", "zulip", "nobody"):
         assert mx.host.run(f"runuser -u {user} -- ls {STATE}").rc != 0
         for socket in ("/run/zulip-email-gateway/submit", "/run/zulip-email-gateway.policy"):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 
+import testhosts
 from attacks import CHAIN, KEY, doctor, outside, talk
 from conftest import ZulipHost, tell, wait
 from figures import Fault, broken
@@ -91,6 +92,39 @@ def test_a_key_that_is_not_the_certificates_is_told_before_and_after(mx):
         assert f"{KEY} is not the key of {CHAIN}" in mx.refusal()
         assert f"WRONG  STARTTLS at port 25 fails" in doctor(mx, 1)  # noqa: F541
     assert "STARTTLS at port 25 works" in doctor(mx, 0)
+
+
+# It is turned away before any mail.
+BOT = """
+connection = socket.create_connection((SERVER, 25), 20)
+connection.sendall(b"EHLO bot.example.org\\r\\n")
+print(json.dumps(connection.makefile("rb").read().decode()))"""
+
+
+def test_postscreen_and_block_lists(mx, subject):
+    """Both are options; a bot is turned away, whoever stands in a list is rejected, and all else goes on."""
+    ours = testhosts.address(f"{mx.prefix}-outside")
+    listed = f"address=/{'.'.join(reversed(ours.split('.')))}.list.example.net/127.0.0.2"
+    dns = f"{mx.prefix}-outside"
+    try:
+        assert mx.play(postfix_localmail_postscreen=True).returncode == 0
+        answer = outside(mx, BOT)
+        assert answer.startswith("220-") and "550 5.5.1 Protocol error" in answer, answer
+        assert mx.send(mx.address(), subject=f"{subject} patient")["accepted"] == 1
+        testhosts.enter(dns, f"echo '{listed}' > /etc/dnsmasq.d/list.conf; systemctl restart dnsmasq")
+        done = mx.play(postfix_localmail_postscreen=True, postfix_localmail_block_lists=["list.example.net"])
+        assert done.returncode == 0, done.stdout[-2000:]
+        mx.sh("postfix stop; rm -f /var/lib/postfix/postscreen_cache.*; postfix start")  # it has passed before
+        [[_, code, text]] = mx.send(mx.address(), subject=subject)["refused"]
+        assert code == 550 and "blocked using list.example.net" in text
+        assert mx.play(postfix_localmail_block_lists=["list.example.net"]).returncode == 0
+        [[_, code, text]] = mx.send(mx.address(), subject=subject)["refused"]
+        assert code == 554 and "blocked using list.example.net" in text
+    finally:
+        testhosts.enter(dns, "rm -f /etc/dnsmasq.d/list.conf; systemctl restart dnsmasq")
+        assert mx.play().returncode == 0
+    assert mx.send(mx.address(), subject=f"{subject} after")["accepted"] == 1
+    mx.wait_for(subject, 2)
 
 
 ALONE = "postconf -e 'smtpd_client_event_limit_exceptions=$mynetworks'"
