@@ -21,7 +21,7 @@ STATE = json.loads(subprocess.run(["python3", "/opt/zulip-standin/store.py"], ca
 REPLY = f"{STATE['replies'][0]['token']}@mx.mail.example.com"
 is_flooded = threading.Event()
 DELIVERIES, DRAINED, CONVERSATIONS, OFFERED, MIB = 300, 500, 20, 50_000, 2**20
-LINE = f"X-Original-To: {REPLY}\n".encode()
+LINE = f"Return-Path: <user@sender.example.org>\nDelivered-To: {REPLY}\n".encode()
 MAIL = b"From: user@sender.example.org\r\nSubject: bench\r\n\r\nHello\r\n"
 
 
@@ -81,7 +81,7 @@ class Cost:
 
 
 def deliver(number: object) -> tuple[str, ...]:
-    return (GATEWAY, "deliver", f"--queue-id=bench{number}", "--sender=user@sender.example.org")
+    return (GATEWAY, "deliver", f"--queue-id=bench{number}")
 
 
 def stored(pieces: Iterator[bytes]) -> str:
@@ -172,7 +172,7 @@ def made_conversations() -> list[str]:
 
 def drained_a_second(command: str, conversations: list[str]) -> float:
     """500 replies in the queue, delivered by this command of Postfix's pipe(8)."""
-    pipe = f"zulip-reply unix - n n - 4 pipe flags=OX user=zulip-email-gateway argv={command}"
+    pipe = f"zulip-reply unix - n n - 4 pipe flags=DORX user=zulip-email-gateway argv={command}"
     sh(f"postconf -M 'zulip-reply/unix={pipe}'")
     sh("postconf -e defer_transports=zulip-reply; postfix reload 2>/dev/null; sleep 1")
 
@@ -240,7 +240,7 @@ def flood() -> dict[str, float]:
 
 
 def main() -> None:
-    ours = f"{GATEWAY} deliver --sender=${{sender}} --queue-id=${{queue_id}}"
+    ours = f"{GATEWAY} deliver --queue-id=${{queue_id}}"
     sh("for i in $(seq 100); do zulip-email-gateway check && exit; sleep 0.2; done")
     sh("systemctl stop zulip-worker")
     threading.Thread(target=post_at_once, daemon=True).start()

@@ -18,7 +18,7 @@ from test_addresses import TOKEN
 
 PACKAGE = Path(deliver.__file__).parents[1]
 CHANNEL = f"general.{TOKEN}@mail.example.com"
-LINE = f"X-Original-To: {CHANNEL}\n".encode()
+LINE = f"Delivered-To: {CHANNEL}\n".encode()
 SERVED = Callable[[socket.socket], None]
 
 
@@ -76,10 +76,10 @@ def hangs(_: socket.socket) -> None:
 
 def test_the_envelope_and_the_message_arrive(serve, tmp_path):
     asked = serve(says("0 2.0.0 accepted by Zulip\naccepted\n"))
-    options = ("--sender=user@example.org", "--queue-id", "4gQ", "--deadline=9")
-    done = run(tmp_path, *options, message=b"X-Original-To: -odd@x\n\xff\0mail\r\n")
+    envelope = b"Return-Path: <user@example.org>\nX-Original-To: o@x\nDelivered-To: -odd@x\n"
+    done = run(tmp_path, "--queue-id", "4gQ", "--deadline=9", message=envelope + b"\xff\0mail\r\n")
     assert (done.returncode, done.stdout, done.stderr) == (0, b"2.0.0 accepted by Zulip\n", b"")
-    fields = {"recipient": "-odd@x", "sender": "user@example.org", "queue-id": "4gQ"}
+    fields = {"recipient": "-odd@x", "sender": "user@example.org", "queue-id": "4gQ", "original-recipient": "o@x"}
     assert asked == [("deliver", fields, b"\xff\0mail\r\n")]
     assert [path.name for path in tmp_path.iterdir()] == ["submit"]  # nothing is left of it
 
@@ -103,7 +103,7 @@ def test_from_a_file(serve, tmp_path):
 
 def test_an_8_bit_sender_arrives_as_it_is(serve, tmp_path):
     asked = serve(says("0 2.0.0 ok\naccepted\n"))
-    assert run(tmp_path, b"--sender=j\xf6rg@example.org").returncode == 0
+    assert run(tmp_path, message=b"Return-Path: <j\xf6rg@example.org>\n" + LINE).returncode == 0
     assert asked[0][1]["sender"] == "j\\xf6rg@example.org"
 
 
@@ -176,22 +176,23 @@ def test_what_makes_no_sense_defers(serve, tmp_path, arguments):
     assert asked == []
 
 
-@pytest.mark.parametrize("message", [b"", b"Subject: x\n\nX-Original-To: a@x\n", LINE[:-1], b"\n" + LINE, b"x" * 9000])
+@pytest.mark.parametrize("message", [b"", b"Subject: x\n\nDelivered-To: a@x\n", LINE[:-1], b"\n" + LINE, b"x" * 9000])
 def test_without_a_recipient_it_defers(serve, tmp_path, message):
     asked = serve(says("0 2.0.0 ok\naccepted\n"))
     done = run(tmp_path, message=message)
-    assert done.returncode == 75 and b"deliver wants the line 'X-Original-To: ' and an address" in done.stdout
+    assert done.returncode == 75 and b"deliver wants a line 'Delivered-To: ' with the recipient" in done.stdout
     assert asked == []
 
 
-def test_a_second_line_is_the_mails(serve, tmp_path):
+def test_what_comes_behind_is_the_mails(serve, tmp_path):
     asked = serve(says("0 2.0.0 ok\naccepted\n"))
-    assert run(tmp_path, message=LINE + b"X-Original-To: another@x\n\n").returncode == 0
-    assert asked == [("deliver", {"recipient": CHANNEL}, b"X-Original-To: another@x\n\n")]
+    fields = b"Delivered-To: another@x\nReturn-Path: <another@x>\nX-Original-To: another@x\n\n"
+    assert run(tmp_path, message=b"Return-Path: <>\n" + LINE + fields).returncode == 0
+    assert asked == [("deliver", {"sender": "", "recipient": CHANNEL}, fields)]
 
 
 def test_a_line_end_in_the_envelope_starts_no_other_request(tmp_path):
-    done = run(tmp_path, "--sender=x\ny")
+    done = run(tmp_path, "--queue-id=x\ny")
     assert done.returncode == 75 and b"a line end or a NUL in the envelope" in done.stdout
 
 
@@ -229,7 +230,7 @@ def test_it_imports_next_to_nothing(tmp_path):
 
 def test_help_is_shown(tmp_path):
     done = run(tmp_path, "--help")
-    assert done.returncode == 0 and b"X-Original-To: ADDRESS" in done.stdout
+    assert done.returncode == 0 and b"Delivered-To: ADDRESS" in done.stdout
 
 
 def test_the_exit_status_is_the_verdicts():

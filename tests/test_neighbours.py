@@ -10,11 +10,12 @@ import pytest
 from email_gateway import files, worker_log
 from email_gateway.failures import Failures
 from email_gateway.journal import Journal
-from email_gateway.verdict import Trouble
+from email_gateway.verdict import Deferred, Trouble
 from email_gateway.worker_log import Follower
-from mails import line, tell
+from mails import POSTED, line, mail, tell
 from test_failures import write
-from test_gateway import keep
+from test_gateway import CHANNEL, keep
+from test_outcome import FROM_POSTFIX, after
 
 
 def pipe(path: Path) -> None:
@@ -77,6 +78,24 @@ def test_a_log_of_any_size_is_read_little_by_little(tmp_path):
     before = os.times().user
     assert follower.read() == []
     assert os.times().user - before < 1 and follower.position and follower.position.offset < 2**24
+
+
+def test_what_was_told_before_a_mail_is_not_taken_for_its_outcome(gateway):
+    """However much that is."""
+    assert gateway.deliver(FROM_POSTFIX, mail(b"m")) == POSTED
+    with (gateway.config.logs / "workers.log").open("a") as file:
+        file.write(("x" * 99 + "\n") * 100_000)
+    tell(gateway.config.logs, "Email has no nonempty body sections; ignoring.")
+    gateway.tells = []
+    after(0.1, "Successfully processed email to general (zulip)", gateway=gateway)
+    assert gateway.deliver(FROM_POSTFIX._replace(known_by=("postfix", "R", CHANNEL)), mail(b"m")) == POSTED
+
+
+def test_a_log_that_grows_faster_than_it_is_read_only_delays(gateway):
+    assert gateway.deliver(FROM_POSTFIX, mail(b"m")) == POSTED
+    os.truncate(gateway.config.logs / "workers.log", 2**40)
+    verdict = gateway.deliver(FROM_POSTFIX._replace(known_by=("postfix", "R", CHANNEL)), mail(b"m"))
+    assert isinstance(verdict, Deferred) and "is still being read" in verdict.reason and len(gateway.handed) == 1
 
 
 def test_more_lines_than_are_read_at_once(tmp_path):

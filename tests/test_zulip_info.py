@@ -35,6 +35,10 @@ def test_another_users_link_or_pipe_is_not_followed(tmp_path, monkeypatch, name)
     with pytest.raises(zulip_info.Unfit, match=f"{name} is no regular file"):
         zulip_info.zulip_info(*zulip, USER)
     (tmp_path / name).unlink()
+    (tmp_path / name).mkdir()
+    with pytest.raises(zulip_info.Unfit, match=f"{name} is no regular file"):
+        zulip_info.zulip_info(*zulip, USER)
+    (tmp_path / name).rmdir()
     (tmp_path / name).symlink_to(kept)
     if os.geteuid() == 0:
         assert zulip_info.zulip_info(*zulip, USER)["here"]  # root's own link is all right

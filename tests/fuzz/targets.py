@@ -24,7 +24,7 @@ from email_gateway.backend_http import HttpBackend
 from email_gateway.backend_smtp import SmtpBackend
 from email_gateway.config import Imap
 from email_gateway.failures import _decode, _mails
-from email_gateway.forgery import may_forge
+from email_gateway.forgery import forged
 from email_gateway.gateway import Gateway
 from email_gateway.header_repair import NeverAccepted, enterable
 from email_gateway.imap_session import ImapSession
@@ -188,7 +188,7 @@ def _plain(port: int) -> imap_tools.MailBoxUnencrypted:
 def a_mail(data: bytes) -> None:
     """What is changed for Zulip keeps the rest, and can be sent."""
     whole, spool = mail(data), FOLDER / "spool"
-    may_forge(whole)
+    forged(whole)
     changed = postable(whole, spool)
     if changed is not whole:
         kept = text(changed)

@@ -20,7 +20,7 @@ journal             the SQLite file: every mail, its outcome, and all that is de
 pace                sliding windows over what Zulip has counted, shared between channels
 outcome             what became of each mail inside Zulip, by its worker's log; worker_log: reads that;
                     late: what is told when nobody waits for it any longer
-forgery             mail that may write into that log itself
+forgery             mail that would write into that log itself
 automatic           automatic replies, and mail that goes in circles
 message             a mail on the disk, and the header fields that only Zulip may set
 postable            what Zulip would drop for want of text, made postable; mail_parts: the parts as

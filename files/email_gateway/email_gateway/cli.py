@@ -28,9 +28,8 @@ def _parser() -> argparse.ArgumentParser:
         "deliver",
         help="deliver the mail on standard input (Postfix does, see pipe(8))",
         description="Delivers the mail on standard input. Before it stands a line with a channel's address, or a "
-        "reply address: X-Original-To: ADDRESS",
+        "reply address: Delivered-To: ADDRESS",
     )
-    deliver.add_argument("--sender", default="", help="envelope sender; empty for a bounce")
     deliver.add_argument("--queue-id", default="", help="Postfix's queue ID: the same mail is delivered once")
     deliver.add_argument("--deadline", type=float, default=300, help="seconds to wait (default: %(default)s)")
 

@@ -1,7 +1,7 @@
 """The command that Postfix's pipe(8) runs for every mail: stores it, asks the service.
 
-Before the mail comes a line ``X-Original-To: ADDRESS`` (pipe(8), flags=O): whoever has an address
-may post, and every user of the host may read a program's arguments.
+Before the mail come lines with its envelope, ``Delivered-To: ADDRESS`` the last of them (pipe(8),
+flags=DOR): whoever has an address may post, and every user of the host may read a program's arguments.
 
 It prints the service's line and ends with its exit status. Whatever else happens, the
 mail is deferred and the line says why: pipe(8) bounces on most exit statuses, and takes
@@ -17,9 +17,11 @@ from .submission import EX_TEMPFAIL, SOCKET, SPOOL, NoAnswer, ask
 _HINT = "look at: systemctl status zulip-email-gateway"
 # Seconds to wait for the service by hand; it answers sooner unless it hangs. Postfix gives its own.
 _DEADLINE = 300.0
-_OPTIONS = ("sender", "queue-id", "deadline")
+_OPTIONS = ("queue-id", "deadline")
 _PIECE = 2**20
-_RECIPIENT, _MAX_LINE = b"X-Original-To: ", 2**12
+# In the order in which pipe(8) writes them; all but the recipient may be missing.
+_ENVELOPE = {b"Return-Path: ": "sender", b"X-Original-To: ": "original-recipient", b"Delivered-To: ": "recipient"}
+_MAX_ENVELOPE = 2**14
 # proc(5), /proc/PID/stat: field 9, of which include/linux/sched.h knows the bits.
 _FLAGS, _PF_EXITING = 8, 0x4
 
@@ -47,16 +49,16 @@ def _deliver(arguments: list[str], socket: str, spool: str) -> tuple[int, str]:
     options = _parse(arguments)
     parent = posix.getppid()
     try:
-        recipient, descriptor = _store(spool)
+        envelope, descriptor = _store(spool)
     except OSError as error:
         return EX_TEMPFAIL, f"4.3.0 cannot store the message in {spool}: {error.strerror}"
     # By then its parent may be init: pipe(8) is never the first process.
     if posix.getppid() != parent or _is_ending(parent) or (parent == 1 and "queue-id" in options):
         # Postfix was stopped: what has come may be half of a mail, which it still has.
         return EX_TEMPFAIL, "4.3.2 Postfix was stopped while it passed the mail on"
-    if recipient is None:
-        raise NoAnswer(f"deliver wants the line {_RECIPIENT.decode()!r} and an address before the mail")
-    fields = ["deliver", f"recipient={recipient}"]
+    if "recipient" not in envelope:
+        raise NoAnswer("deliver wants a line 'Delivered-To: ' with the recipient before the mail")
+    fields = ["deliver", *(f"{name}={value}" for name, value in envelope.items())]
     fields += [f"{name}={value}" for name, value in options.items() if name != "deadline"]
     status, line, _ = ask(fields, descriptor, float(options.get("deadline") or _DEADLINE), socket)
     return status, line
@@ -74,15 +76,21 @@ def _parse(arguments: list[str]) -> dict[str, str]:
     return options
 
 
-def _store(spool: str) -> tuple[str | None, int]:
-    """The recipient, if there is one, and the mail: an open file that has no name and goes when it is closed."""
+def _store(spool: str) -> tuple[dict[str, str], int]:
+    """The envelope, and the mail: an open file that has no name and goes when it is closed."""
     name = f"{spool}/{posix.urandom(8).hex()}"
     descriptor = posix.open(name, posix.O_RDWR | posix.O_CREAT | posix.O_EXCL | posix.O_CLOEXEC, 0o600)
     posix.unlink(name)
+    envelope: dict[str, str] = {}
     head = b""
-    while b"\n" not in head and len(head) < _MAX_LINE and (piece := posix.read(0, _MAX_LINE)):
-        head += piece
-    line, is_whole, head = head.partition(b"\n")
+    for field, name in _ENVELOPE.items():
+        while b"\n" not in head and len(head) < _MAX_ENVELOPE and (piece := posix.read(0, _MAX_ENVELOPE)):
+            head += piece
+        if head.startswith(field) and b"\n" in head:
+            line, _, head = head[len(field) :].partition(b"\n")
+            envelope[name] = line.strip().decode("utf-8", "surrogateescape")
+    if envelope.get("sender", "")[:1] == "<":
+        envelope["sender"] = envelope["sender"][1:-1]
     while head:
         head = head[posix.write(descriptor, head) :]
     try:
@@ -94,8 +102,7 @@ def _store(spool: str) -> tuple[str | None, int]:
         while piece := posix.read(0, _PIECE):
             while piece:
                 piece = piece[posix.write(descriptor, piece) :]
-    recipient = line.removeprefix(_RECIPIENT).strip().decode("utf-8", "surrogateescape")
-    return recipient if is_whole and line.startswith(_RECIPIENT) else None, descriptor
+    return envelope, descriptor
 
 
 def _is_ending(process: int) -> bool:

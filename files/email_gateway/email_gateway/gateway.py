@@ -24,7 +24,7 @@ from .automatic import is_automatic_reply, loop
 from .backend import Backend, open_backend
 from .backlog import STALE, Backlog
 from .config import Config
-from .forgery import may_forge
+from .forgery import forged
 from .journal import Flight, Journal, Mail, Ticket, address_of, key_of
 from .message import Message
 from .outcome import Outcomes
@@ -217,6 +217,8 @@ class Gateway:
 
     def _unwanted(self, mail: Mail, address: Address, message: Message) -> Verdict | None:
         """What can be said of a mail without Zulip."""
+        if why := forged(message):
+            return Refused("5.6.0", "forged log", f"it would write into Zulip's log: {why}")
         if not address.is_reply:
             why = loop(message, self.config.pattern.domain)
             return Refused("5.4.6", "loop", f"a mail loop: {why}") if why else None
@@ -295,9 +297,8 @@ class Gateway:
     def _followed(self, mail: Mail, address: Address, text: Message, unit: Ticket | None, end: float) -> Attempt:
         """Hand a mail over, before `end`, and wait for what Zulip's worker tells of it."""
         seconds = max(min(end - time.monotonic(), _TURN), _LEAST_TURN)
-        alone = may_forge(text)
-        with self.outcomes.turn(address.is_reply, seconds, self.stopping.is_set, alone):
-            flight = self.outcomes.begin(mail, address, unit, alone)
+        with self.outcomes.turn(address.is_reply, seconds, self.stopping.is_set):
+            flight = self.outcomes.begin(mail, address, unit)
             verdict = self._hand_over(address.text, text)
             is_with_zulip = self.outcomes.handed(flight, verdict)
         # Whoever brings a mail by hand could not ask for it again.

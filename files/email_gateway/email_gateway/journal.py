@@ -125,7 +125,6 @@ class Flight:
     when Zulip's worker failed with it, which RabbitMQ may give it once more; copy: in the
     quarantine, once nobody waits for the outcome (empty: no mail, but a question); kind, text, at:
     the outcome, as a line of the worker's log has it (worker_log.Line); kind is empty until then.
-    alone: nothing else is under way meanwhile, and the last line is the true one (forgery.py).
     """
 
     id: int
@@ -140,7 +139,6 @@ class Flight:
     kind: str = ""
     text: str = ""
     at: float | None = None
-    alone: bool = False
 
     @property
     def is_question(self) -> bool:

@@ -6,9 +6,6 @@ are made one at a time, and a line belongs to the first of the mails under way t
 be about; of mail to channels only one is under way at a time. Lines that are about none of
 them are of other producers.
 
-A mail that may write lines of its own (forgery.py) is under way alone, and the last line that
-comes is about it.
-
 While a line is overdue, as long as the worker is stopped, nothing more is handed over, but
 for one mail a minute. Should only its line come, Zulip has lost the ones before it.
 
@@ -58,8 +55,8 @@ _ONE_MORE = 60.0
 # A line that names no channel may be about another producer's mail: one that names ours, or by
 # which the mail is tried again, is the better one within this time (seconds).
 _SECOND_THOUGHT = 0.5
-# When no line has come for this time (seconds), the last one is the true one of a mail that is alone.
-_SETTLES = 0.5
+# What was told before a mail is read first, but in so many looks at most (worker_log._MOST_AT_ONCE each).
+_MOST_LOOKS = 50
 # How often to look at the log while somebody waits for a line, or for a turn (seconds).
 _LOOK, _PAUSE = 0.01, 0.25
 
@@ -142,13 +139,11 @@ class Outcomes:
             return next((flight for flight in self._flights if flight.key == key), None)
 
     @contextmanager
-    def turn(
-        self, is_reply: bool, seconds: float, is_stopping: Callable[[], bool], alone: bool = False
-    ) -> Iterator[None]:
+    def turn(self, is_reply: bool, seconds: float, is_stopping: Callable[[], bool]) -> Iterator[None]:
         """Wait until a mail may be handed over, and let nobody else; raises Trouble."""
         end = time.monotonic() + seconds
         with self._changed:
-            while not self._may_go(is_reply, alone):
+            while not self._may_go(is_reply):
                 if is_stopping():
                     raise Trouble("4.3.2", STOPPING, "the gateway is being stopped or restarted")
                 if time.monotonic() > end:
@@ -163,11 +158,11 @@ class Outcomes:
                 self._is_handing = False
                 self._changed.notify_all()
 
-    def begin(self, mail: Mail | None, address: Address, unit: Ticket | None, alone: bool = False) -> Flight:
+    def begin(self, mail: Mail | None, address: Address, unit: Ticket | None) -> Flight:
         """A mail is about to be handed over, within a turn, or an empty one (None), to ask for its
         address; raises Trouble."""
         with self._changed:
-            self.look()  # what stands there now is not about it
+            self._catch_up()  # what stands there now is not about it
             with self._journal.change() as database:
                 if mail is not None:
                     self._journal.begin(database, mail)
@@ -177,7 +172,6 @@ class Outcomes:
                 flight = self._journal.open_flight(
                     database, key, address_of(address.token), address.is_reply, unit, copy
                 )
-            flight.alone = alone
             self._flights.append(flight)
         return flight
 
@@ -223,6 +217,8 @@ class Outcomes:
 
     def after_a_start(self) -> None:
         """What was being handed over when the service was killed: with Zulip, if there is a line about it."""
+        with suppress(Trouble):
+            self._catch_up()
         for flight in [flight for flight in self._flights if flight.handed is None and not flight.kind]:
             if not self._told(flight, DOUBTFUL):
                 with self._journal.change() as database:
@@ -243,6 +239,15 @@ class Outcomes:
                     self._journal.save_flight(database, flight)
                     return True
             return self._restarted(when)  # RabbitMQ gives it again
+
+    def _catch_up(self) -> None:
+        """Read all that the worker has told so far; raises Trouble."""
+        for _ in range(_MOST_LOOKS):
+            self.look()
+            if not (self._log.is_behind or self._errors.is_behind):
+                return
+        what = "Zulip's log has grown by much, and is still being read"
+        raise Trouble("4.3.2", "worker log", f"{what}; look at: ls -l {self._folder}")
 
     def look(self) -> None:
         """Read what the worker has told since, and write down whom it is about."""
@@ -329,11 +334,7 @@ class Outcomes:
             return
         # With too few lines Zulip has lost the first ones.
         lines, flights = (self._lines[::-1], self._flights[::-1]) if is_short else (self._lines, self._flights)
-        alone = self._alone()
         for line in lines:
-            if alone is not None:
-                self._give_for_now(line, alone)
-                continue
             # Where both may be meant, it is rather about a question than about a mail.
             ordered = sorted(flights, key=lambda one: not one.is_question) if line.kind in _ANSWERS else flights
             flight = next((flight for flight in ordered if self._fits(line, flight)), None)
@@ -345,27 +346,13 @@ class Outcomes:
             self._give_up_those_before()
         self._lines = []
 
-    def _alone(self) -> Flight | None:
-        """The mail that any line is about now, if there is one."""
-        open_ones = [flight for flight in self._flights if not flight.kind or self._may_be_anothers(flight)]
-        return open_ones[0] if len(open_ones) == 1 and open_ones[0].alone else None
-
-    def _give_for_now(self, line: Line, flight: Flight) -> None:
-        """Until another line comes."""
-        flight.kind, flight.text, flight.at = line.kind, line.text, min(max(line.at, flight.begun), time.time())
-        flight.failed = None
-        if line.kind == worker_log.FAILED:
-            flight.kind, flight.failed = "", line.at
-            self._failures.append(flight.address)
-        self._unsaved.append(flight)
-
     def _fits(self, line: Line, flight: Flight) -> bool:
         place = self._place(flight)
         is_named = line.kind == worker_log.POSTED and place != ""
         if flight.kind:  # given a line that may be another's
             recent = time.time() - (flight.at or 0) < _SECOND_THOUGHT
             is_better = (is_named and line.text == place) or (place != "" and line.kind == worker_log.RATE_LIMITED)
-            return recent and flight.kind in _NAMELESS and is_better and not flight.alone
+            return recent and flight.kind in _NAMELESS and is_better
         if flight.failed is not None and not self._restarted(flight.failed):
             return is_named and line.text == place  # another producer's has failed
         if line.kind in (_ONLY_CHANNELS if flight.is_reply else _ONLY_REPLIES):
@@ -421,16 +408,15 @@ class Outcomes:
         late = time.time() - PROMPT
         return any(not flight.kind and (flight.handed or late) < late for flight in self._flights)
 
-    def _may_go(self, is_reply: bool, alone: bool) -> bool:
-        """True if nothing under way has to be told first: of two to channels, or of any if one is overdue
-        or alone."""
+    def _may_go(self, is_reply: bool) -> bool:
+        """True if nothing under way has to be told first: of two to channels, or of any if one is overdue."""
         is_overdue = self._overdue()
         before = [
             flight.begun
             for flight in self._flights
             if (not flight.kind or self._may_be_anothers(flight))
             and flight.handed != IN_DOUBT
-            and (is_overdue or alone or flight.alone or not (is_reply or flight.is_reply))
+            and (is_overdue or not (is_reply or flight.is_reply))
         ]
         return not self._is_handing and max(before, default=0.0) < time.time() - _ONE_MORE
 
@@ -463,8 +449,6 @@ class Outcomes:
             return bool(flight.kind)
 
     def _may_be_anothers(self, flight: Flight) -> bool:
-        if flight.alone:
-            return time.monotonic() - self._last_line < _SETTLES
         recent = time.time() - (flight.at or 0) < _SECOND_THOUGHT
         return recent and flight.kind in _NAMELESS and self._place(flight) != ""
 

@@ -28,7 +28,7 @@ _MAX_REQUEST = 2**16
 # Mail to postmaster: so large at most (bytes), so many of one client in so many seconds, and of
 # all. It lies in root's mailbox, which is to have room; nobody alone may keep others from it.
 _MOST_BYTES = 100 * 2**10
-_OF_ONE, _OF_ALL = (5, 3600.0), (200, 86400.0)
+_OF_ONE, _OF_ALL = ((5, 3600.0), (20, 86400.0)), (200, 86400.0)
 
 Request = dict[str, str]
 
@@ -155,9 +155,9 @@ class Policy:
     def _postmaster(self, client: str) -> Rejection | None:
         now = time.monotonic()
         came = list(self._to_postmaster)
-        of_one = sum(at > now - _OF_ONE[1] and whose == client for at, whose in came)
-        of_all = sum(at > now - _OF_ALL[1] for at, _ in came)
-        if of_one >= _OF_ONE[0] or of_all >= _OF_ALL[0]:
+        of_one = [at for at, whose in came if whose == client]
+        is_much = any(sum(at > now - seconds for at in of_one) >= number for number, seconds in _OF_ONE)
+        if is_much or sum(at > now - _OF_ALL[1] for at, _ in came) >= _OF_ALL[0]:
             text = "postmaster has got much mail lately; please try again later"
             return Rejection(450, "4.7.28", "much mail to postmaster", text)
         return None

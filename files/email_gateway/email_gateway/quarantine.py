@@ -29,6 +29,8 @@ _AT_A_TIME = 200
 _MAX_ENVELOPE = 2**16
 # The alarm is raised when lost mail takes up this part of its bound, and names so many.
 ALARM, NAMED = 0.8, 5
+# Seconds from the alarm until the first one goes. The name of the journal's note of it.
+_NOTICE, _ALARMED = 86400.0, "lost mail"
 
 
 class Quarantine:
@@ -41,7 +43,6 @@ class Quarantine:
         self._max_age = max_days * 86400
         # What all copies of refused mail take on the disk (bytes), once they were added up.
         self._bytes: int | None = None
-        self._alarmed = False
 
     def store(self, message: Message, mail: Mail, reason: str, lost: bool = False) -> str:
         """Store a copy and return its id; to be written into the journal next."""
@@ -122,19 +123,31 @@ class Quarantine:
 
     def tidy_lost(self) -> list[str]:
         """Keep what Zulip has lost within its bound; what the operator has to be told."""
-        told = []
-        size = self._journal.lost_bytes()
-        oldest = self._journal.lost_copies(_AT_A_TIME) if size > ALARM * self._max_bytes else []
+        told: list[str] = []
+        now, size = time.time(), self._journal.lost_bytes()
+        alarmed = self._journal.note(_ALARMED)
+        if size <= ALARM * self._max_bytes:
+            self._note_alarm(None, alarmed)
+            return told
+        # What an alarm has named goes after a day; sooner only where there would be no end of it.
+        most = self._max_bytes if alarmed and now - alarmed["first"] > _NOTICE else 2 * self._max_bytes
+        oldest = self._journal.lost_copies(_AT_A_TIME)
         for copy in oldest[:-1]:
-            if size <= self._max_bytes:
+            if size <= most:
                 break
             told.append(f"removed for want of room: {described(copy)}")
             self.remove(copy.id)
             size -= room(copy.size)
-        if oldest and not self._alarmed:
-            told.append(alarm(size, self._max_bytes, [described(copy) for copy in oldest[len(told) :][:NAMED]]))
-        self._alarmed = bool(oldest)
+        if not alarmed or now - alarmed["last"] > _NOTICE:
+            named = [described(copy) for copy in oldest[len(told) :][:NAMED]]
+            told.insert(0, alarm(size, self._max_bytes, named))
+            self._note_alarm({"first": alarmed["first"] if alarmed else now, "last": now}, alarmed)
         return told
+
+    def _note_alarm(self, alarmed: dict[str, float] | None, before: dict[str, float] | None) -> None:
+        if alarmed != before:
+            with self._journal.change() as database:
+                self._journal.write_note(database, _ALARMED, alarmed)
 
     def _shrink(self) -> None:
         if (self._bytes or 0) <= self._max_bytes:

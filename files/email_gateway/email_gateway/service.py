@@ -277,13 +277,15 @@ def _patiently(work: Callable[[], tuple[list[str], Deferred | None]]) -> Callabl
 
 
 def _deliver(gateway: Gateway, fields: Fields, descriptor: int) -> Verdict:
-    recipient = fields["recipient"]
+    recipient, original = fields["recipient"], fields.get("original-recipient", "")
     if recipient == UNDELIVERABLE:
         with gateway.journal.change() as database:
             add_to_count(database, UNDELIVERABLE, "notice")
         return Delivered("counted", DROPPED)
-    if "@" not in recipient:  # as a program on this host may write it
-        recipient += f"@{gateway.config.pattern.domain}"
+    # Zulip's own Postfix configuration aliases everything to zulip@localhost; such
+    # mail still waits after a takeover.
+    if recipient == "zulip@localhost" and original:
+        recipient = original
     queue_id, known_by = fields.get("queue-id", ""), tuple[str, ...]()
     if "inbox" in fields:
         source, known_by = "inbox", ("inbox", fields["inbox"], fields["uid"])

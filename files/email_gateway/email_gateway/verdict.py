@@ -116,7 +116,7 @@ def bug(error: BaseException) -> Deferred:
 
 def one_line(text: str, limit: int = 700) -> str:
     """Fold any text into one printable line of at most `limit` characters."""
-    text = re.sub(r"[^\x20-\x7e\xa0-\U0010ffff]+", " ", text).strip()
+    text = re.sub(" +", " ", "".join(sign if sign.isprintable() else " " for sign in text)).strip()
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 

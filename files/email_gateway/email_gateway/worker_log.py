@@ -103,11 +103,14 @@ class Follower:
         self._descriptor: int | None = None
         # A log that was not there is read from its beginning.
         self._is_new = False
+        # More was added than is read at once.
+        self.is_behind = False
 
     def read(self) -> list[Line]:
         """The lines that tell of mail and were added since the last call; none where the log
         cannot be read."""
         lines: list[Line] = []
+        self.is_behind = False
         with suppress(OSError):
             path = self._path()
             if path is None:
@@ -118,7 +121,7 @@ class Follower:
             lines += self._rest()
             if self.position and files.status_of(path).st_ino != self.position.inode:
                 lines += self._rest()  # it was renamed: what was written until then
-                if self._is_read():
+                if not self.is_behind:
                     self._open(path, 0)
                     lines += self._rest()
         return lines
@@ -164,12 +167,8 @@ class Follower:
             self.position = self.position._replace(offset=end)
             yield from _lines(text)
             if end >= most:
+                self.is_behind = True
                 return
-
-    def _is_read(self) -> bool:
-        """True if nothing is left behind the position but half of a line."""
-        assert self._descriptor is not None and self.position is not None
-        return next(_complete_lines(self._descriptor, self.position.offset), None) is None
 
 
 def find(folder: Path, names: tuple[str, ...] = NAMES) -> Path | None:

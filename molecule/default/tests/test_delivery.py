@@ -54,10 +54,22 @@ def test_address_map_accepts_and_zulip_gets_it_in_lower_case(mx, subject):
 
 
 def test_delivered_by_hand_it_leaves_nothing_that_only_root_can_read(mx, subject):
-    mail = f"X-Original-To: {mx.address()}\\nSubject: {subject}\\n\\nHello\\n"
+    mail = f"Delivered-To: {mx.address()}\\nSubject: {subject}\\n\\nHello\\n"
     mx.sh(f"printf '{mail}' | zulip-email-gateway deliver")
     mx.wait_for(subject)
     assert mx.sh("find /var/lib/zulip-email-gateway ! -user zulip-email-gateway") == ""
+
+
+def test_a_local_user_whose_mail_goes_to_a_channel(mx, subject):
+    """By /etc/aliases: the address that was written to first is none of Zulip's."""
+    mx.sh(
+        f"cp -p /etc/aliases /root/; echo 'alerts: {mx.address()}, {mx.address('support')}' >> /etc/aliases; newaliases"
+    )
+    try:
+        mx.sh(f"printf 'Subject: {subject}\\n\\nHello\\n' | sendmail alerts")
+        assert {one["channel"] for one in mx.wait_for(subject, 2)} == {"general", "support"}
+    finally:
+        mx.sh("cp -p /root/aliases /etc/aliases; newaliases")
 
 
 def test_postmaster_has_a_mailbox_on_the_host(mx, subject):

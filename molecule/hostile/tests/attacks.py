@@ -57,9 +57,9 @@ try:
     for turn in {[first, *turns]!r}:
         connection.sendall(turn); said.append(answer())
     connection.sendall(b"QUIT\\r\\n"); connection.shutdown(socket.SHUT_WR)
+    said.append(lines.read().decode("latin-1"))
 except OSError:
     pass
-said.append(lines.read().decode("latin-1"))
 print(json.dumps(said[1:]))""",
     )  # fmt: skip
 

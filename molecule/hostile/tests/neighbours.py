@@ -39,6 +39,8 @@ def test_what_a_neighbour_puts_in_a_files_place_hangs_nothing(mx, subject, place
     user, folder, names = PLACES[place]
     paths = [f"{folder}/{name}" for name in names]
     secret = mx.sh("grep ^root: /etc/shadow").strip()
+    mx.send(mx.address(), subject=f"{subject} before")  # a new journal would wait for the log
+    mx.wait_for(subject)
     slowest = 0.0
     for number, (name, trap) in enumerate(TRAPS.items()):
         if place == "Zulip's settings" and name == "a file without end":
@@ -176,13 +178,15 @@ def test_no_user_sees_an_address_in_a_process(mx, subject):
 
 def test_no_run_shows_a_secret(mx):
     """Not even one that tells everything, and changes what is secret."""
-    with broken(
-        mx, Fault(f"cp -p {ETC}/credential /root/; echo x > {ETC}/credential", f"cp -p /root/credential {ETC}/")
-    ):
+    # Zulip 11 needs no credential.
+    spoil = f"cp -p {ETC}/credential /root/; echo x > {ETC}/credential" if mx.version < 11 else "true"
+    mend = f"cp -p /root/credential {ETC}/" if mx.version < 11 else "true"
+    with broken(mx, Fault(spoil, mend)):
         done = mx.play("-vvv", "--diff", "--tags", "zulip")
         assert done.returncode == 0, done.stdout[-3000:]
     text = done.stdout + done.stderr
-    assert "Write the credential" in text and not [secret for secret in secrets_of(mx) if secret in text]
+    assert "Write the credential" in text or mx.version == 11
+    assert not [secret for secret in secrets_of(mx) if secret in text]
 
 
 def test_what_we_print_and_send_back_has_no_secret(mx, subject):

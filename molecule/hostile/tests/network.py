@@ -70,7 +70,7 @@ def test_a_renewed_certificate_is_used_within_a_minute(mx):
     live, archive = "/etc/letsencrypt/live/x", "/etc/letsencrypt/archive/x"
     mx.sh(f"mkdir -p {live} {archive}; chmod 700 /etc/letsencrypt/live")
     mx.sh(f"cp {KEY} {archive}/privkey1.pem; cp {CHAIN} {archive}/fullchain1.pem")
-    link = "cd {0}; for name in privkey fullchain; do ln -sf ../../archive/x/$name{1}.pem $name.pem; done"
+    link = "cd {0}; for name in privkey fullchain; do ln -sf ../../archive/x/${{name}}{1}.pem $name.pem; done"
     with broken(mx, KEEP):
         mx.sh(f"{link.format(live, 1)}; ln -sf {live}/privkey.pem {KEY}; ln -sf {live}/fullchain.pem {CHAIN}; sleep 32")
         assert "renewed" not in shown(mx)
@@ -94,11 +94,13 @@ def test_a_key_that_is_not_the_certificates_is_told_before_and_after(mx):
     assert "STARTTLS at port 25 works" in doctor(mx, 0)
 
 
-# It is turned away before any mail.
+# One that does not wait for the greeting.
 BOT = """
 connection = socket.create_connection((SERVER, 25), 20)
-connection.sendall(b"EHLO bot.example.org\\r\\n")
-print(json.dumps(connection.makefile("rb").read().decode()))"""
+connection.sendall(b"EHLO bot.example.org\\r\\n"); time.sleep(8); said = connection.recv(9999)
+for line in ("MAIL FROM:<x@example.org>", "RCPT TO:<x@example.org>"):
+    connection.sendall(line.encode() + b"\\r\\n"); said += connection.recv(9999)
+print(json.dumps(said.decode()))"""
 
 
 def test_postscreen_and_block_lists(mx, subject):
@@ -106,18 +108,22 @@ def test_postscreen_and_block_lists(mx, subject):
     ours = testhosts.address(f"{mx.prefix}-outside")
     listed = f"address=/{'.'.join(reversed(ours.split('.')))}.list.example.net/127.0.0.2"
     dns = f"{mx.prefix}-outside"
+    alone = {"postfix_localmail_client_exceptions": []}
     try:
-        assert mx.play(postfix_localmail_postscreen=True).returncode == 0
+        assert mx.play(postfix_localmail_postscreen=True, **alone).returncode == 0
         answer = outside(mx, BOT)
         assert answer.startswith("220-") and "550 5.5.1 Protocol error" in answer, answer
         assert mx.send(mx.address(), subject=f"{subject} patient")["accepted"] == 1
         testhosts.enter(dns, f"echo '{listed}' > /etc/dnsmasq.d/list.conf; systemctl restart dnsmasq")
-        done = mx.play(postfix_localmail_postscreen=True, postfix_localmail_block_lists=["list.example.net"])
+        lists = ["list.example.net"]
+        done = mx.play(postfix_localmail_postscreen=True, postfix_localmail_block_lists=lists, **alone)
         assert done.returncode == 0, done.stdout[-2000:]
-        mx.sh("postfix stop; rm -f /var/lib/postfix/postscreen_cache.*; postfix start")  # it has passed before
+        mx.sh(
+            "systemctl stop postfix; rm -f /var/lib/postfix/postscreen_cache.*; systemctl start postfix"
+        )  # it has passed before
         [[_, code, text]] = mx.send(mx.address(), subject=subject)["refused"]
         assert code == 550 and "blocked using list.example.net" in text
-        assert mx.play(postfix_localmail_block_lists=["list.example.net"]).returncode == 0
+        assert mx.play(postfix_localmail_block_lists=lists).returncode == 0
         [[_, code, text]] = mx.send(mx.address(), subject=subject)["refused"]
         assert code == 554 and "blocked using list.example.net" in text
     finally:
@@ -175,13 +181,14 @@ while time.time() < end:
     time.sleep(1)
 """
         mx.sh(f"cat > /root/slow.py <<'EOF'\n{script}\nEOF")
-        mx.sh("systemd-run --quiet --unit slow python3 /root/slow.py; sleep 6")
+        mx.sh("systemd-run --quiet --unit slow python3 /root/slow.py")
         try:
-            held = int(mx.sh("ss -Htn state established 'sport = :25' | wc -l"))
+            count = "ss -Htn state established 'sport = :25' | wc -l"
+            held = wait(lambda: (number := int(mx.sh(count))) >= 90 and number, 20)
             began = time.monotonic()
             said = talk(mx)
             seconds = time.monotonic() - began
         finally:
             mx.sh("systemctl stop slow || true")
     tell(f"{held} slow connections: another client was greeted and answered after {seconds:.1f} s")
-    assert held == 90 and said[0].startswith("250-") and seconds <= 2
+    assert held >= 90 and said[0].startswith("250-") and seconds <= 2

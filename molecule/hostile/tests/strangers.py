@@ -82,7 +82,7 @@ def test_nobody_talks_ahead(mx):
     """A client that does not wait for its turn."""
     ahead = b"MAIL FROM:<user@sender.example.org>\r\n" + f"RCPT TO:<{mx.address()}>\r\nDATA\r\n".encode()
     said = talk(mx, ahead, first=b"HELO client.example.org\r\n")
-    assert any("503 5.5.0" in line and "pipelining" in line for line in said), said
+    assert re.search("503 5.5.0 .*pipelining|554 5.5.0 .*synchronization", " ".join(said)), said
 
 
 @pytest.mark.parametrize("text", ["\x1b]0;x\x07", "a\rforged: line", "a\x0bb", "\u2028forged", "\u202eforged"])
@@ -197,26 +197,25 @@ Content-Type: multipart/alternative; boundary=c\r
 Content-Disposition: attachment; filename*=utf-8''x{lines}\r\n\r\n--c\r\n\r\nx\r\n--c--\r\n--b--\r\n"""
 
 
-def test_a_stranger_cannot_write_lines_into_zulips_log_for_others(mx, subject):
-    """By a line end in a file name. Neither is somebody's reply refused, nor the limit used up."""
+def test_a_stranger_cannot_write_lines_into_zulips_log(mx, subject):
+    """By a line end in a file name: neither is somebody's reply refused, nor the limit used up."""
     stamp = mx.sh("date -u +'%Y-%m-%d %H:%M:%S.000'").strip()
     line = f"\n{stamp} INFO [zerver.lib.email_mirror] {{}}"
     texts = ["Sending user is not active. Ignoring this message notification email."] * 3
-    texts += ["Successfully processed email to general (zulip)"] * 150 + [
-        "Email has no nonempty body sections; ignoring."
-    ] * 3
+    texts += ["Successfully processed email to general (zulip)"] * 15
     encoded = "".join(f"%{octet:02X}" for octet in "".join(line.format(text) for text in texts).encode())
     raw = f"From: user@sender.example.org\r\nSubject: {subject}\r\n{FORGED.format(lines=encoded)}"
     mx.send(mx.address("support"), raw=base64.b64encode(raw.encode()).decode())
     words = [f"{subject} reply {number}" for number in range(8)]
     for text in words:
         mx.send(mx.reply_address(), subject=text, text=text)
-    mx.wait_for(subject)
     assert wait(lambda: all(any(text in one["content"] for one in mx.state()["messages"]) for text in words), 30)
-    assert "not active" in mx.sh("cat /var/log/zulip/workers.log"), "the stand-in wrote nothing of it"
-    assert mx.sh("zulip-email-gateway quarantine list") == "" and mx.sh("mailq") == "Mail queue is empty\n"
+    [refused] = mx.sh("zulip-email-gateway quarantine list").splitlines()
+    assert "it would write into Zulip's log: " in refused
+    assert "not active" not in mx.sh("cat /var/log/zulip/workers.log") and waiting(mx) == 0
     status = json.loads(mx.sh("zulip-email-gateway status --json"))
     assert max(window["used"] for window in status["windows"]) <= 3, status["windows"]
+    mx.sh("zulip-email-gateway quarantine purge --all")
 
 
 def test_postmaster_is_reachable_and_doctor_notices_when_not(mx, subject):

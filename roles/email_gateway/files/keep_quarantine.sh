@@ -1,14 +1,14 @@
 #!/bin/sh
 # Keeps the copies of refused mail in folder $2, if there are any, when the gateway goes. Its user $1
-# reads them: root would go where a link leads.
+# reads them: root would go where a link leads. When that user is gone they have been kept before.
 set -eu
 umask 077
+id "$1" >/dev/null 2>&1 || exit 0
 kept=/var/backups/zulip-email-gateway-quarantine
 mkdir -p "$kept"
-runuser -u "$1" -- sh -euc 'cd "$1"; find . -maxdepth 1 -type f -name "*.mail" | tar --create --files-from -' sh "$2" > "$kept.tar"
-if [ -n "$(tar --list --file "$kept.tar")" ]; then
-  tar --extract --no-same-owner --file "$kept.tar" --directory "$kept"
-  echo "copies of refused mail are kept in $kept"
-fi
+copies='cd "$1"; find . -maxdepth 1 -type f -name "*.mail" -printf "%P\n" | tar --create --files-from -'
+runuser -u "$1" -- sh -euc "$copies" sh "$2" > "$kept.tar"
+tar --extract --no-same-owner --no-same-permissions --no-overwrite-dir --file "$kept.tar" --directory "$kept" --wildcards '*.mail' \
+  2>/dev/null || [ -z "$(tar --list --file "$kept.tar")" ]
 rm "$kept.tar"
-rmdir --ignore-fail-on-non-empty "$kept"
+if [ -n "$(ls -A "$kept")" ]; then echo "copies of refused mail are kept in $kept"; else rmdir "$kept"; fi

@@ -5,7 +5,8 @@ if command -v setfacl >/dev/null; then
   while read -r folder; do
     [ -d "$folder" ] || continue
     # As its owner, see let_in.sh.
-    as_owner="runuser -u $(stat -c %U "$folder") --"
+    as_owner=''
+    if id "$(stat -c %U "$folder")" >/dev/null 2>&1; then as_owner="runuser -u $(stat -c %U "$folder") --"; fi
     $as_owner setfacl --remove "user:$1" "$folder" 2>/dev/null || true
     # With the last named entry the mask goes, too: it is a folder without an ACL again.
     getfacl --omit-header "$folder" 2>/dev/null | grep -Eq '^(user|group):[^:]+:' ||

@@ -138,9 +138,10 @@ def bytes_of(path: Path) -> bytes:
         if path.is_symlink() and path.lstat().st_uid != 0:
             raise Unfit(f"{path} is a link that does not belong to root; put the file itself in its place")
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise Unfit(f"{path} is no regular file; put Zulip's own in its place")
         with open(descriptor, "rb") as file:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise Unfit(f"{path} is no regular file; put Zulip's own in its place")
             content = file.read(LARGEST + 1)
     except FileNotFoundError:
         raise Unfit(f"{path} does not exist; is Zulip's installation complete?") from None
