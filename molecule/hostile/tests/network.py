@@ -94,6 +94,8 @@ def test_a_key_that_is_not_the_certificates_is_told_before_and_after(mx):
     assert "STARTTLS at port 25 works" in doctor(mx, 0)
 
 
+# Who has passed postscreen.
+FORGET = "systemctl stop postfix; rm -f /var/lib/postfix/postscreen_cache.*; systemctl start postfix"
 # One that does not wait for the greeting.
 BOT = """
 connection = socket.create_connection((SERVER, 25), 20)
@@ -106,28 +108,29 @@ print(json.dumps(said.decode()))"""
 def test_postscreen_and_block_lists(mx, subject):
     """Both are options; a bot is turned away, whoever stands in a list is rejected, and all else goes on."""
     ours = testhosts.address(f"{mx.prefix}-outside")
-    listed = f"address=/{'.'.join(reversed(ours.split('.')))}.list.example.net/127.0.0.2"
+    block_list = f"{mx.fqdn}.list.example.net"
+    listed = f"address=/{'.'.join(reversed(ours.split('.')))}.{block_list}/127.0.0.2"
+    records = f"/etc/dnsmasq.d/{mx.fqdn}.list.conf"
     dns = f"{mx.prefix}-outside"
     alone = {"postfix_localmail_client_exceptions": []}
     try:
         assert mx.play(postfix_localmail_postscreen=True, **alone).returncode == 0
+        mx.sh(FORGET)
         answer = outside(mx, BOT)
         assert answer.startswith("220-") and "550 5.5.1 Protocol error" in answer, answer
         assert mx.send(mx.address(), subject=f"{subject} patient")["accepted"] == 1
-        testhosts.enter(dns, f"echo '{listed}' > /etc/dnsmasq.d/list.conf; systemctl restart dnsmasq")
-        lists = ["list.example.net"]
+        testhosts.enter(dns, f"echo '{listed}' > {records}; systemctl restart dnsmasq")
+        lists = [block_list]
         done = mx.play(postfix_localmail_postscreen=True, postfix_localmail_block_lists=lists, **alone)
         assert done.returncode == 0, done.stdout[-2000:]
-        mx.sh(
-            "systemctl stop postfix; rm -f /var/lib/postfix/postscreen_cache.*; systemctl start postfix"
-        )  # it has passed before
+        mx.sh(FORGET)
         [[_, code, text]] = mx.send(mx.address(), subject=subject)["refused"]
-        assert code == 550 and "blocked using list.example.net" in text
+        assert code == 550 and f"blocked using {block_list}" in text
         assert mx.play(postfix_localmail_block_lists=lists).returncode == 0
         [[_, code, text]] = mx.send(mx.address(), subject=subject)["refused"]
-        assert code == 554 and "blocked using list.example.net" in text
+        assert code == 554 and f"blocked using {block_list}" in text
     finally:
-        testhosts.enter(dns, "rm -f /etc/dnsmasq.d/list.conf; systemctl restart dnsmasq")
+        testhosts.enter(dns, f"rm -f {records}; systemctl restart dnsmasq")
         assert mx.play().returncode == 0
     assert mx.send(mx.address(), subject=f"{subject} after")["accepted"] == 1
     mx.wait_for(subject, 2)

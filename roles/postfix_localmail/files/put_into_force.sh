@@ -5,7 +5,7 @@ postfix check
 # Postfix reads on which addresses to listen only when it starts (postconf(5),
 # inet_interfaces), and with another configuration it may have listened on loopback.
 if postfix status 2>/dev/null && ss -Hltn 'sport = :25' | grep -Fq -e ' 0.0.0.0:25 ' -e ' *:25 ' -e ' [::]:25 '; then
-  systemctl reload postfix
+  postfix reload
 else
   systemctl restart postfix
 fi
