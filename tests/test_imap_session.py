@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import socket
 import threading
 
 import imap_tools
 import pytest
+from email_gateway import imap_session
 from email_gateway.config import Imap
 from email_gateway.imap_session import Declined, ImapSession
 from email_gateway.verdict import Trouble
@@ -52,12 +54,35 @@ def mailbox(monkeypatch):
         made.close()
 
 
+def text(mailbox: ImapSession, uid: int) -> bytes | None:
+    file = io.BytesIO()
+    return None if mailbox.message(uid, file) is None else file.getvalue()
+
+
 def test_a_mail_half_answered_is_not_taken_for_the_next(mailbox):
     with pytest.raises(Declined, match="declines FETCH"):
-        mailbox.message(5)
-    assert mailbox.message(6) == b"mail six"
+        text(mailbox, 5)
+    assert text(mailbox, 6) == b"mail six"
+
+
+@pytest.mark.parametrize(
+    "end", [literal(8, b""), b'* 1 FETCH (UID 8 BODY[]<8> "")\r\n', b"* 1 FETCH (UID 8 BODY[]<8> NIL)\r\n"]
+)
+def test_a_mail_comes_in_pieces(mailbox, monkeypatch, end):
+    """Also one that has as many as whole pieces."""
+    monkeypatch.setattr(imap_session, "_PIECE", 4)
+    monkeypatch.setitem(ANSWERS, b"UID FETCH 8 (BODY.PEEK[]<0.", literal(8, b"mail"))
+    monkeypatch.setitem(ANSWERS, b"UID FETCH 8 (BODY.PEEK[]<4.", literal(8, b"\0\r\n\xff"))
+    monkeypatch.setitem(ANSWERS, b"UID FETCH 8 (BODY.PEEK[]<8.", end)
+    assert text(mailbox, 8) == b"mail\0\r\n\xff"
+
+
+def test_one_that_goes_meanwhile_is_gone(mailbox, monkeypatch):
+    monkeypatch.setattr(imap_session, "_PIECE", 4)
+    monkeypatch.setitem(ANSWERS, b"UID FETCH 8 (BODY.PEEK[]<0.", literal(8, b"mail"))
+    assert text(mailbox, 8) is None
 
 
 def test_a_silent_server_is_not_waited_for_for_ever(mailbox):
     with pytest.raises(Trouble, match=r"the session with .* broke: .*timed out"):
-        mailbox.message(7)
+        text(mailbox, 7)

@@ -37,9 +37,9 @@ class Folder:
     def header(self, uid: int) -> bytes | None:
         return f"To: {self.mails[uid]}\n".encode() if uid in self.mails else None
 
-    def message(self, uid: int) -> bytes | None:
+    def message(self, uid: int, file: BinaryIO) -> int | None:
         header = self.header(uid)
-        return header and header + b"\nHello"
+        return header and file.write(header + b"\nHello")
 
     def remove(self, uid: int) -> None:
         del self.mails[uid]
@@ -210,10 +210,10 @@ def test_a_mail_that_breaks_the_session_comes_last_in_the_next(inbox, monkeypatc
     folder = Folder(CHANNEL, CHANNEL, CHANNEL)
     read = getattr(folder, part)
 
-    def hangs_up(uid):
+    def hangs_up(uid, *more):
         if uid == 1:
             raise Trouble("4.4.2", "IMAP session", "the session broke")
-        return read(uid)
+        return read(uid, *more)
 
     monkeypatch.setattr(folder, part, hangs_up)
     for _ in range(2):

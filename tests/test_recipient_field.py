@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from email_gateway.addresses import Pattern
 from email_gateway.recipient_field import find_recipient
@@ -48,3 +50,16 @@ def test_not_found(header):
 @given(st.binary(max_size=200))
 def test_nothing_breaks_it(garbage):
     find_recipient(b"To: " + garbage, PATTERN)
+
+
+@pytest.mark.parametrize("unit", [b"\\", b".", b"@", b"a@", b"(", b"<", b'"', b"a@b,", b"\r\n "])
+def test_whatever_stands_there_takes_no_time(unit):
+    started = time.process_time()
+    find_recipient(b"To: " + unit * (2**17 // len(unit)) + b"\r\n\r\n", PATTERN)
+    find_recipient((b"To: " + unit * (4000 // len(unit)) + b"\r\n") * 32, PATTERN)
+    assert time.process_time() - started < 2
+
+
+def test_an_address_far_behind_is_found():
+    header = b"To: " + b"a@example.org, " * 2000 + b"General <zulip+x@example.com>\n"
+    assert find_recipient(header, PATTERN) == "zulip+x@example.com"

@@ -11,7 +11,7 @@ import re
 import socket
 import ssl
 import time
-from typing import Any
+from typing import Any, BinaryIO
 
 import imap_tools
 from imap_tools.errors import ImapToolsError
@@ -23,6 +23,9 @@ from .verdict import Trouble, one_line
 FAILED_FOLDER = "Zulip-Failed"
 # Ask a server without IDLE this often (seconds).
 POLL_INTERVAL = 15.0
+# So much of a header is looked at for the recipient, and so much of a mail is in memory (bytes).
+_MOST_OF_HEADER, _PIECE = 2**17, 2**20
+_NOTHING = re.compile(rb'\bBODY\[[A-Z]*\](<\d+>)? (""|NIL)')
 # What can go wrong on the way to the server and back.
 _BROKEN = (OSError, imaplib.IMAP4.error, ImapToolsError)
 
@@ -69,12 +72,20 @@ class ImapSession:
         return sorted(int(uid) for uid in (found or b"").split())
 
     def header(self, uid: int) -> bytes | None:
-        """A mail's header; None if the mail is gone."""
-        return self._part(uid, "BODY.PEEK[HEADER]")
+        """The beginning of a mail's header; None if the mail is gone."""
+        return self._part(uid, f"BODY.PEEK[HEADER]<0.{_MOST_OF_HEADER}>")
 
-    def message(self, uid: int) -> bytes | None:
-        """A mail as it came; None if it is gone."""
-        return self._part(uid, "BODY.PEEK[]")
+    def message(self, uid: int, file: BinaryIO) -> int | None:
+        """Write a mail as it came, piece by piece; its size (bytes), None if it is gone."""
+        size = 0
+        while True:
+            piece = self._part(uid, f"BODY.PEEK[]<{size}.{_PIECE}>")
+            if piece is None:
+                return None
+            file.write(piece)
+            size += len(piece)
+            if len(piece) < _PIECE:
+                return size
 
     def half_removed(self) -> list[int]:
         """The mails that are marked as deleted and could be gone."""
@@ -194,6 +205,8 @@ class ImapSession:
         for found in self._uid("FETCH", str(uid), f"({part})"):
             if isinstance(found, tuple):
                 return bytes(found[1])
+            if isinstance(found, bytes) and _NOTHING.search(found):
+                return b""  # behind the end
         return None
 
     def _uid(self, *command: str) -> list[Any]:

@@ -233,18 +233,17 @@ class Inbox:
     def _take(self, mailbox: ImapSession, uid: int) -> Verdict | None:
         """Deliver one mail, and move it where it belongs; None if it has gone by itself."""
         recipient = self._recipient(mailbox, uid)
-        message = mailbox.message(uid)
-        if message is None:
-            return None
         if recipient is None:
             self._set_aside(mailbox, uid, "no address of this Zulip in its header")
             return None
         with stored(self._spool) as file:
-            file.write(message)
+            size = mailbox.message(uid, file)
+            if size is None:
+                return None
             verdict = self._service.deliver(file, MAX_WAIT, recipient=recipient, inbox=mailbox.identity, uid=str(uid))
         if isinstance(verdict, Delivered):
             mailbox.remove(uid)
-            _say(f"UID {uid}, {len(message)} bytes for {recipient}: {verdict.note}")
+            _say(f"UID {uid}, {size} bytes for {recipient}: {verdict.note}")
         elif isinstance(verdict, Deferred):
             self._waits(uid, verdict)
         else:
