@@ -14,7 +14,7 @@ ON = "zulip::profile::standalone, zulip::postfix_localmail"
 FOLLOW_UP = {
     "email_gateway : units | Start them, now and at boot",
     "postfix_localmail : drain | Take no more mail, and deliver what waits",
-    "postfix_localmail : service | Start that socket, now and at boot",
+    "postfix_localmail : service | Start them, now and at boot",
     "postfix_localmail : service | Start Postfix, now and at boot",
     "postfix_localmail : service | Put the configuration into force",
     "postfix_localmail : configure | Make sure of /etc/aliases",
