@@ -96,6 +96,17 @@ def test_a_log_that_grows_faster_than_it_is_read_only_delays(gateway):
     assert isinstance(verdict, Deferred) and "is still being read" in verdict.reason and len(gateway.handed) == 1
 
 
+def test_one_without_end_is_left_when_another_takes_its_place(tmp_path):
+    (tmp_path / "workers.log").touch()
+    follower = Follower(tmp_path)
+    follower.read()
+    os.truncate(tmp_path / "workers.log", 2**40)
+    follower.read()
+    (tmp_path / "workers.log").unlink()
+    tell(tmp_path, "Email has no nonempty body sections; ignoring.")
+    assert [told.kind for told in follower.read()] == [worker_log.NO_TEXT]
+
+
 def test_more_lines_than_are_read_at_once(tmp_path):
     (tmp_path / "workers.log").touch()
     follower = Follower(tmp_path)

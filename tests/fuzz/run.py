@@ -14,7 +14,6 @@ from pathlib import Path
 
 import atheris
 
-atheris.enabled_hooks.add("RegEx")
 with atheris.instrument_imports(include=["email_gateway", "zulip_info"]):
     from targets import TARGETS
 

@@ -34,6 +34,8 @@ _MOST = 2**24
 _PIECE = 2**20
 # Of what was added to a log, read at a time (bytes): others wait meanwhile.
 _MOST_AT_ONCE = 2**22
+# A log that was renamed is left with so much unread.
+_MOST_LEFT = 2**26
 
 POSTED, REPLY_POSTED = "posted", "reply posted"
 NO_TEXT, NO_BODY, NOT_ALLOWED, NOT_QUEUED = "no text", "no body", "not allowed", "not queued"
@@ -121,7 +123,7 @@ class Follower:
             lines += self._rest()
             if self.position and files.status_of(path).st_ino != self.position.inode:
                 lines += self._rest()  # it was renamed: what was written until then
-                if not self.is_behind:
+                if not self.is_behind or self._left() > _MOST_LEFT:
                     self._open(path, 0)
                     lines += self._rest()
         return lines
@@ -156,6 +158,11 @@ class Follower:
             os.close(self._descriptor)
         self._descriptor = descriptor
         self.position = Position(name or path.name, os.fstat(descriptor).st_ino, offset)
+
+    def _left(self) -> int:
+        """How much is behind the position (bytes)."""
+        assert self._descriptor is not None and self.position is not None
+        return os.fstat(self._descriptor).st_size - self.position.offset
 
     def _rest(self) -> Iterator[Line]:
         """The complete lines behind the position."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 
+import pytest
 import testhosts
 from attacks import CHAIN, KEY, doctor, outside, talk
 from conftest import ZulipHost, tell, wait
@@ -107,6 +108,8 @@ print(json.dumps(said.decode()))"""
 
 def test_postscreen_and_block_lists(mx, subject):
     """Both are options; a bot is turned away, whoever stands in a list is rejected, and all else goes on."""
+    if mx.version == 11:
+        pytest.skip("Postfix's own business; three runs of site.yml for one host are enough")
     ours = testhosts.address(f"{mx.prefix}-outside")
     block_list = f"{mx.fqdn}.list.example.net"
     listed = f"address=/{'.'.join(reversed(ours.split('.')))}.{block_list}/127.0.0.2"
