@@ -50,6 +50,17 @@ def test_pattern_with_a_user_part(mx, subject):
     mx.wait_for("lunch")
 
 
+def test_limits_for_clients(mx):
+    """The exceptions come through postscreen at once, and the tests with them."""
+    names = ["connection_count_limit", "message_rate_limit", "recipient_rate_limit", "event_limit_exceptions"]
+    found = mx.sh("postconf -h " + " ".join(f"smtpd_client_{name}" for name in names)).split("\n")
+    assert found[:3] == ["20", "120", "240"] and "[2001:db8::]/32" in found[3]
+    assert "postscreen" in mx.sh("postconf -M smtp/inet") and "2001:db8::/32  permit" in mx.sh(
+        "cat /etc/postfix/exceptions.cidr"
+    )
+    assert mx.sh("postconf -h postscreen_dnsbl_sites").strip() == "list.example.net"
+
+
 def test_windows_and_hosts(mx):
     windows = json.loads(mx.sh("zulip-email-gateway status --json"))["windows"]
     assert [(window["limit"], window["seconds"]) for window in windows] == [(20, 60), (250, 3600)]
