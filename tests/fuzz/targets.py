@@ -7,6 +7,7 @@ the corpus, run.py (make fuzz) with atheris.
 from __future__ import annotations
 
 import atexit
+import email
 import mmap
 import re
 import shutil
@@ -194,7 +195,7 @@ def a_mail(data: bytes) -> None:
         kept = text(changed)
         assert all(line in kept for line in _bodies(data)), "text is gone"
     cleaned = changed.without_reserved_fields(spool)
-    assert not re.search(rb"(?im)^X-RcptTo:", text(cleaned).replace(b"\r", b"\n").partition(b"\n\n")[0] + b"\n")
+    assert email.message_from_bytes(text(cleaned))["X-RcptTo"] is None
     try:
         taken = enterable(cleaned, spool)
     except NeverAccepted as why:
@@ -202,7 +203,8 @@ def a_mail(data: bytes) -> None:
         return
     with tempfile.TemporaryFile(dir=FOLDER) as wire:
         write_wire_format(taken.file(), wire)
-        lines = text(Message(wire)).split(b"\r\n")
+        # A dot that is doubled does not count (RFC 5321, 4.5.3.1.6).
+        lines = [line.removeprefix(b".") for line in text(Message(wire)).split(b"\r\n")]
         assert max(map(len, lines)) <= 998 and not any(b"\n" in line or b"\r" in line for line in lines)
 
 

@@ -42,6 +42,8 @@ POSTED, ACCEPTED, DROPPED, WAITING = "posted", "accepted", "dropped", "waiting"
 # What the sender is told to do about an address that Zulip does not know.
 COPY_AGAIN = "please copy the address from Zulip again"
 
+# An enhanced status code (RFC 3463).
+_STATUS = re.compile(r"[245](\.\d{1,3}){2}")
 # What Zulip says of an address that does not match its EMAIL_GATEWAY_PATTERN. Ours
 # all do, so this is a verdict on the settings and not on the mail.
 _NOT_OUR_PATTERN = "Address not recognized by gateway"
@@ -148,6 +150,8 @@ def understood(status: int, line: str, cause: str) -> Verdict:
     code, _, text = line.partition(" ")
     if status == EX_OK:
         return Delivered(text, cause)
-    if status == EX_UNAVAILABLE:
+    if status == EX_UNAVAILABLE and _STATUS.fullmatch(code) and code[0] == "5":
         return Refused(code, cause, text.removeprefix(f"{SIGNATURE} "))
-    return Deferred(code, cause, text)
+    if _STATUS.fullmatch(code) and code[0] == "4":
+        return Deferred(code, cause, text)
+    return Deferred("4.3.2", "service", f"the service answers {line[:60]!r}")

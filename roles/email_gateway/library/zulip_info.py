@@ -208,7 +208,7 @@ def check_settings(path: Path) -> dict[str, Any]:
         content.seek(0)
         text = io.TextIOWrapper(content, encoding).read()
         lines, module = text.split("\n"), ast.parse(text, filename=str(path))
-    except RecursionError:
+    except (RecursionError, MemoryError):
         raise Unfit(f"{path} is nested too deeply to be read; mend it first") from None
     except SyntaxError as error:
         where = f", line {error.lineno}," if error.lineno else ""
