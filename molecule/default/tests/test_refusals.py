@@ -173,7 +173,7 @@ def test_zulip_is_not_as_it_should_be(mx, spoil, words):
     ("variables", "words"),
     [
         ({"__postfix_localmail_database": "hash:/etc/aliases\nno parameter"}, "missing '=' after attribute name"),
-        ({"__postfix_localmail_program": "/bin/false\nno service"}, 'invalid type field \\"service\\"'),
+        ({"__postfix_localmail_program": "/bin/false\nno service - - - - - -"}, 'invalid type field \\"service\\"'),
         ({"__postfix_localmail_reply": "("}, "zulip_aliases, line "),
     ],
 )

@@ -84,7 +84,15 @@ def slowest(mx: ZulipHost, address: str, subject: str, seconds: float, pause: fl
 
 def queued(mx: ZulipHost, address: str = "") -> int:
     """How many mails wait in Postfix's queue, for this address."""
-    return int(mx.sh(f"postqueue -j | grep -c '{address}' || true"))
+    # postqueue tells of a mail twice that moves to another queue meanwhile.
+    found = mx.sh(f"postqueue -j | grep '{address}' || true")
+    return len(set(re.findall('"queue_id": "([^"]*)"', found)))
+
+
+def not_asked(mx: ZulipHost, since: str) -> int:
+    """How often smtpd has got no answer in time, and so has accepted a mail that is not counted."""
+    script = f"journalctl -o cat -u 'postfix*' --since=@{since} | grep -c 'problem talking to server {POLICY}' || true"
+    return int(mx.sh(script))
 
 
 def service_cpu(mx: ZulipHost) -> float:
@@ -96,7 +104,7 @@ def service_cpu(mx: ZulipHost) -> float:
 def test_behind_2000_mails_to_one_channel_nobody_else_waits(mx, subject):
     """And no more of them wait in the queue than may; what was accepted is posted or waits."""
     other = channel(mx, "other")
-    before = service_cpu(mx)
+    before, since = service_cpu(mx), mx.sh("date +%s").strip()
     is_over, sizes = threading.Event(), [0]
 
     def watch() -> None:
@@ -125,7 +133,8 @@ def test_behind_2000_mails_to_one_channel_nobody_else_waits(mx, subject):
     assert others <= 5 and replies[0] <= 2
     assert wait(lambda: told["accepted"] == queued(mx, mx.address()) + len(mx.messages(subject)), 10)
     assert twice(mx, subject) == 0 and dropped_by_zulip(mx) == 0
-    assert 300 < max(sizes) <= 480
+    # A delivery is noted before Postfix has removed the mail.
+    assert 300 < max(sizes) <= 480 + 5 + not_asked(mx, since)
     assert any("480 mails wait for this channel already" in text and text[:3] == "450" for text in told["refused"])
 
 
@@ -149,7 +158,7 @@ def test_a_channels_mail_keeps_its_order_and_none_of_it_is_lost(mx, subject):
     with flooding(mx, "--count=120", "--connections=1", f"--subject={subject}", to=to) as told:
         pass
     mx.sh("systemctl restart zulip-email-gateway")
-    assert wait(lambda: len(mx.messages(subject)) >= 120, 120), mx.journal()
+    assert wait(lambda: len(mx.messages(subject)) >= 120, 300), mx.journal()
     assert told["accepted"] == 120 and twice(mx, subject) == 0 and dropped_by_zulip(mx) == 0
     for number in range(3):
         got = [
