@@ -86,3 +86,22 @@ def test_one_that_goes_meanwhile_is_gone(mailbox, monkeypatch):
 def test_a_silent_server_is_not_waited_for_for_ever(mailbox):
     with pytest.raises(Trouble, match=r"the session with .* broke: .*timed out"):
         text(mailbox, 7)
+
+
+@pytest.mark.parametrize("found", [b"x", b"1 2 \xff", b"-1", b'"', b"9" * 5000])
+def test_what_is_no_number_breaks_the_session_only(mailbox, monkeypatch, found):
+    monkeypatch.setitem(ANSWERS, b"UID SEARCH", b"* SEARCH " + found + b"\r\n")
+    with pytest.raises(Trouble, match=r"the session with .* broke: .* is no number"):
+        mailbox.uids()
+
+
+def test_nor_does_an_odd_uidvalidity_end_the_poller(monkeypatch):
+    monkeypatch.setitem(ANSWERS, b"SELECT", b"* OK [UIDVALIDITY x] x\r\n")
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        threading.Thread(target=serve, args=(listening,), daemon=True).start()
+        port = listening.getsockname()[1]
+        monkeypatch.setattr(
+            ImapSession, "_connect", lambda *_: imap_tools.MailBoxUnencrypted("127.0.0.1", port, timeout=0.5)
+        )
+        with pytest.raises(Trouble, match="b'x' is no number"):
+            ImapSession(Imap("127.0.0.1", port, "implicit", "INBOX", "zulip", "", "", {"password": "x"}), None, 5)

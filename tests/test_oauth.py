@@ -102,3 +102,10 @@ def test_trouble_is_told(endpoint, tmp_path, answer, words):
         tokens(endpoint, tmp_path).access_token()
     assert words in str(caught.value) and "email_gateway_oauth_" in str(caught.value)
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("status", [200, 400])
+def test_an_answer_nested_too_deep_is_no_token(endpoint, tmp_path, status):
+    endpoint.answers = [(status, "[" * 100_000)]
+    with pytest.raises(Trouble, match="the token endpoint"):
+        tokens(endpoint, tmp_path).access_token()

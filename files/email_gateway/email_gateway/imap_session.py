@@ -50,7 +50,7 @@ class ImapSession:
             self.identity = f"{imap.login} {imap.server} {imap.folder} {self._open(imap.folder)}"
             self._capabilities = {str(name).upper() for name in self._box.client.capabilities}
             _, answer = self._box.client.capability()  # what it can do often differs after the log in
-            self._capabilities |= set(answer[0].decode("ascii", "replace").upper().split())
+            self._capabilities |= set((answer[0] or b"").decode("ascii", "replace").upper().split())
             self._failed_folder = self._prefix() + FAILED_FOLDER
         except BaseException as error:
             self.close()
@@ -68,8 +68,7 @@ class ImapSession:
 
     def uids(self) -> list[int]:
         """The mails in the folder, oldest first."""
-        (found,) = self._uid("SEARCH", "UNDELETED")
-        return sorted(int(uid) for uid in (found or b"").split())
+        return self._found("UNDELETED")
 
     def header(self, uid: int) -> bytes | None:
         """The beginning of a mail's header; None if the mail is gone."""
@@ -91,8 +90,7 @@ class ImapSession:
         """The mails that are marked as deleted and could be gone."""
         if "UIDPLUS" not in self._capabilities:
             return []
-        (found,) = self._uid("SEARCH", "DELETED")
-        return [int(uid) for uid in (found or b"").split()]
+        return self._found("DELETED")
 
     def remove(self, uid: int) -> None:
         """Take a mail out of the inbox for good."""
@@ -175,13 +173,13 @@ class ImapSession:
             reason = f"{self._where} has no folder {folder!r} for {self._imap.login}: {_why(error)}"
             raise Trouble("4.3.5", "IMAP folder", f"{reason}; look at email_gateway_imap_folder") from error
         _, found = self._box.client.response("UIDVALIDITY")
-        return int(found[0] or 0)
+        return self._number(found[0] or b"0")
 
     def _prefix(self) -> str:
         """Where folders of the user's own may be, "INBOX." for example (RFC 2342)."""
         if "NAMESPACE" not in self._capabilities:
             return ""
-        (found,) = self._check(self._box.client.namespace())
+        found, *_ = self._check(self._box.client.namespace())
         personal = re.match(rb'\(\("([^"]*)"', found or b"")
         return personal[1].decode("ascii", "replace") if personal else ""
 
@@ -200,6 +198,16 @@ class ImapSession:
         # sight, rather than that others' deleted mail goes with it.
         if "UIDPLUS" in self._capabilities:
             self._uid("EXPUNGE", str(uid))
+
+    def _found(self, criterion: str) -> list[int]:
+        """The UIDs of what SEARCH finds, in ascending order."""
+        found, *_ = self._uid("SEARCH", criterion)
+        return sorted(self._number(word) for word in (found or b"").split())
+
+    def _number(self, word: bytes) -> int:
+        if not re.fullmatch(rb"[0-9]{1,20}", word):
+            raise self._trouble(ValueError(f"{word[:60]!r} is no number"))
+        return int(word)
 
     def _part(self, uid: int, part: str) -> bytes | None:
         for found in self._uid("FETCH", str(uid), f"({part})"):

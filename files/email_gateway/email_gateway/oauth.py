@@ -80,7 +80,7 @@ class Tokens:
             return answer
         except urllib.error.HTTPError as error:
             raise self._trouble(f"answers {error.code} {_fault(error.read(2**20))}") from error
-        except (OSError, ValueError, TypeError, http.client.HTTPException) as error:
+        except (OSError, ValueError, TypeError, RecursionError, http.client.HTTPException) as error:
             raise self._trouble(f"cannot be used: {getattr(error, 'reason', error)}") from error
 
     def _trouble(self, what: str) -> Trouble:
@@ -123,5 +123,5 @@ def _fault(body: bytes) -> str:
     try:
         answer = json.loads(body)
         return f"{answer['error']}: {answer.get('error_description', '')}"
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return ""

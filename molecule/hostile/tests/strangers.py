@@ -113,7 +113,7 @@ LINES = {
 
 
 def usage(mx: ZulipHost) -> tuple[float, float]:
-    """CPU (s) that the service has used so far, and the most memory (MiB) since reset()."""
+    """CPU (s) that the service has used so far, and the most memory (MiB) it has had."""
     process = mx.sh("systemctl show -P MainPID zulip-email-gateway.service").strip()
     ticks = sum(map(int, mx.sh(f"cut -d' ' -f14,15 /proc/{process}/stat").split()))
     return ticks / 100, int(mx.sh(f"grep VmHWM /proc/{process}/status").split()[1]) / 1024
