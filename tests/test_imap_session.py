@@ -105,3 +105,12 @@ def test_nor_does_an_odd_uidvalidity_end_the_poller(monkeypatch):
         )
         with pytest.raises(Trouble, match="b'x' is no number"):
             ImapSession(Imap("127.0.0.1", port, "implicit", "INBOX", "zulip", "", "", {"password": "x"}), None, 5)
+
+
+def test_nor_do_capabilities_that_are_not_ascii(monkeypatch):
+    monkeypatch.setitem(ANSWERS, b"CAPABILITY", b"* CAPABILITY IMAP4rev1 \xf4\r\n")
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        threading.Thread(target=serve, args=(listening,), daemon=True).start()
+        port = listening.getsockname()[1]
+        with pytest.raises(Trouble, match=f"cannot connect to 127.0.0.1:{port}: 'ascii' codec"):
+            ImapSession(Imap("127.0.0.1", port, "starttls", "INBOX", "zulip", "", "", {"password": "x"}), None, 5)

@@ -17,6 +17,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import imap_tools
 import zulip_info
@@ -178,7 +179,7 @@ def an_imap_server(data: bytes) -> None:
 def _plain(port: int) -> imap_tools.MailBoxUnencrypted:
     try:
         return imap_tools.MailBoxUnencrypted("127.0.0.1", port, timeout=0.2)
-    except (OSError, imap_tools.errors.ImapToolsError, imap_tools.imap_utf7.binascii.Error) as error:
+    except (OSError, ValueError, imap_tools.errors.ImapToolsError) as error:
         raise Trouble("4.4.1", "IMAP connection", str(error)) from error
     except Exception as error:  # imaplib's own, as _connect takes them
         if type(error).__module__ == "imaplib":
@@ -209,8 +210,9 @@ def a_mail(data: bytes) -> None:
 
 
 def _bodies(data: bytes) -> list[bytes]:
-    """Words that a mail cannot lose."""
-    return re.findall(rb"WORD\d+", data.replace(b"\r\n", b"\n").partition(b"\n\n")[2])
+    """Words that a mail cannot lose: not in what describes a part, which an attached mail gets anew."""
+    body = data.replace(b"\r\n", b"\n").partition(b"\n\n")[2]
+    return re.findall(rb"WORD\d+", re.sub(rb"(?i)(?<=[\r\n])content-[^\r\n]*([\r\n][ \t][^\r\n]*)*", b"", body))
 
 
 def zulips_settings(data: bytes) -> None:
@@ -233,22 +235,25 @@ def conversation(serve: Callable[[socket.socket], None], data: bytes) -> bytes:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         ours.settimeout(5)
-        thread = threading.Thread(target=lambda: (_quietly(ours.sendall, data), ours.shutdown(socket.SHUT_WR)))
-        thread.start()
+        said: list[bytes] = []
+        # Read meanwhile: many answers to short questions fill the socket.
+        threads = [
+            threading.Thread(target=lambda: (_quietly(ours.sendall, data), ours.shutdown(socket.SHUT_WR))),
+            threading.Thread(target=lambda: _quietly(said.extend, iter(lambda: ours.recv(65536), b""))),
+        ]
+        for thread in threads:
+            thread.start()
         with suppress(OSError):
             serve(theirs)
         theirs.close()
-        thread.join()
-        said = b""
-        with suppress(OSError):
-            while piece := ours.recv(65536):
-                said += piece
-        return said
+        for thread in threads:
+            thread.join()
+        return b"".join(said)
 
 
-def _quietly(work: Callable[[bytes], object], data: bytes) -> None:
+def _quietly(work: Callable[[Any], object], argument: object) -> None:
     with suppress(OSError):
-        work(data)
+        work(argument)
 
 
 @contextmanager

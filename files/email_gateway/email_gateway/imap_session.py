@@ -138,7 +138,7 @@ class ImapSession:
                 "update-ca-certificates"
             )
             raise Trouble("4.7.5", "IMAP certificate", reason) from error
-        except _BROKEN as error:
+        except (*_BROKEN, ValueError) as error:  # imaplib takes the capabilities for ASCII
             hint = "look at email_gateway_imap_server, email_gateway_imap_port and email_gateway_imap_tls"
             reason = f"cannot connect to {self._where}: {_why(error)}; {hint}"
             raise Trouble("4.4.1", "IMAP connection", reason) from error
