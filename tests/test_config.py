@@ -57,6 +57,7 @@ def rendered(folder: Path) -> str:
         ansible_managed="managed",
         email_gateway_found={"pattern": "%s@mail.example.com", "url": "https://127.0.0.1", "polling": True},
         __email_gateway_state=str(folder),
+        __email_gateway_system="Debian 12",
         __email_gateway_etc=str(folder),
         __email_gateway_secrets="/etc/zulip/zulip-secrets.conf",
         __email_gateway_imap={

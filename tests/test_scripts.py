@@ -398,7 +398,13 @@ def play(folder: Path, tasks: list[dict[str, Any]], hosts: dict[str, dict[str, o
     done = subprocess.run(
         [Path(sys.executable).with_name("ansible-playbook"), "-vvv", "-i", "inventory.json", "play.json"],
         cwd=folder,
-        env={**os.environ, "ANSIBLE_CALLBACK_RESULT_FORMAT": "json", "HOME": str(folder), "ANSIBLE_NOCOLOR": "1"},
+        env={
+            **os.environ,
+            "ANSIBLE_LIBRARY": str(ROLES / "email_gateway/library"),
+            "ANSIBLE_CALLBACK_RESULT_FORMAT": "json",
+            "HOME": str(folder),
+            "ANSIBLE_NOCOLOR": "1",
+        },
         capture_output=True,
         text=True,
         check=False,
@@ -464,10 +470,11 @@ def test_the_secret_is_taken_over_as_zulip_reads_it(tmp_path):
     for name, text in texts.items():
         folder = tmp_path / name
         folder.mkdir()
-        (folder / "secrets").write_text(text, newline="")
+        (folder / "zulip-secrets.conf").write_text(text, newline="")
         hosts[name] = {
             "email_gateway_found": {"url": "https://127.0.0.1"},
-            "__email_gateway_secrets": str(folder / "secrets"),
+            "__email_gateway_secrets": str(folder / "zulip-secrets.conf"),
+            "__email_gateway_user": "nobody",
             "__email_gateway_etc": str(folder),
         }
     tasks = tasks_of("email_gateway", "configure.yml", "shared secret")
@@ -481,5 +488,7 @@ def test_the_secret_is_taken_over_as_zulip_reads_it(tmp_path):
             credential = tmp_path / name / "credential"
             assert credential.read_text() == "s3cret\n" and stat.S_IMODE(credential.stat().st_mode) == 0o400
         else:
-            assert re.search(rf"secrets on {name} has no shared_secret under \[secrets\]", said[name]), said[name]
+            assert re.search(rf"{name}/zulip-secrets.conf has no shared_secret under \[secrets\]", said[name]), said[
+                name
+            ]
     assert "s3cret" not in (tmp_path / "out").read_text()

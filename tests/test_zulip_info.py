@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -192,8 +193,35 @@ def test_no_zulip(tmp_path):
     ],
 )
 def test_where_zulip_sends_its_own_mail(tmp_path, text, host):
-    found = zulip_info.zulip_info(*make_zulip(tmp_path, **{"settings.py": text}), USER)
-    assert found["email_host"] == host
+    zulip, etc = make_zulip(tmp_path, **{"settings.py": text})
+    assert zulip_info.mail_host(zulip_info.check_settings(etc / "settings.py"), zulip) == host
+    assert zulip_info.zulip_info(zulip, etc, USER)["sends_here"] == (host == "localhost")
+
+
+def test_what_comes_from_another_file_zulip_is_asked_for(tmp_path, monkeypatch):
+    text = 'EMAIL_HOST = "smtp.example.com"\nfrom zulip_local_settings import *\n'
+    zulip, etc = make_zulip(tmp_path, **{"settings.py": text})
+    values = zulip_info.check_settings(etc / "settings.py")
+    assert zulip_info.mail_host(values, zulip) == "smtp.example.com"  # a Zulip that cannot be asked
+    script = zulip / zulip_info.SETTING
+    script.parent.mkdir()
+    script.write_text("")
+    answers = {"EMAIL_HOST": "localhost", "EMAIL_PORT": "None"}
+    monkeypatch.setattr(zulip_info, "printed", lambda *command, seconds: answers[command[-1].split()[-1]])
+    assert zulip_info.mail_host(values, zulip) == "localhost"
+    answers["EMAIL_PORT"] = "587"
+    assert zulip_info.mail_host(values, zulip) == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "is_here"),
+    [
+        *[("localhost", True), ("127.0.0.1", True), ("::1", True), ("127.0.1.1", True), (socket.gethostname(), True)],
+        *[("", False), ("192.0.2.1", False), ("no.such.name.invalid", False)],
+    ],
+)
+def test_this_host_by_any_name_or_address(name, is_here):
+    assert zulip_info.is_this_host(name) == is_here
 
 
 def test_folders_that_are_closed_to_the_gateway(tmp_path):
@@ -226,7 +254,7 @@ def test_the_secret_is_found_however_it_is_written(tmp_path, line):
 )
 def test_settings_are_read_as_python_reads_them(tmp_path, text):
     found = zulip_info.zulip_info(*make_zulip(tmp_path, **{"settings.py": text}), USER)
-    assert (found["email_host"], found["has_block"]) == ("localhost", True)
+    assert (found["sends_here"], found["has_block"]) == (True, True)
 
 
 BLOCK = f"""\
@@ -266,7 +294,29 @@ def test_what_overrides_the_block_is_named_with_its_line(tmp_path, above, line):
 
 
 @pytest.mark.parametrize(
-    "line", ["", "EMAIL_GATEWAY_PATTERN: str", "A = EMAIL_GATEWAY_PATTERN", "A, B = 1, EMAIL_GATEWAY_PATTERN"]
+    "line",
+    [
+        *["", "EMAIL_GATEWAY_PATTERN: str", "A = EMAIL_GATEWAY_PATTERN", "A, B = 1, EMAIL_GATEWAY_PATTERN"],
+        "EMAIL_GATEWAY_EXTRA_PATTERN_HACK = 'x'",  # one of Zulip's own, or of the operator's
+    ],
 )
 def test_what_only_reads_it_overrides_nothing(tmp_path, line):
     zulip_info.zulip_info(*make_zulip(tmp_path, **{"settings.py": BLOCK + line}), USER)
+
+
+def test_what_may_override_it_is_named_too(tmp_path):
+    text = "from above import *\n" + BLOCK + "\nfrom local import *\n"
+    with pytest.raises(zulip_info.Unfit, match=r"line 6, may override .*'from local import \*'; move that line above"):
+        zulip_info.zulip_info(*make_zulip(tmp_path, **{"settings.py": text}), USER)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[other]\npuppet_classes = a\n[machine]\n\tPuppet_Classes: zulip::x\n",
+        "[machine]\n# puppet_classes = a\nputpet = 1\n\tPuppet_Classes: zulip::x\n[other]\npuppet_classes = b\n",
+    ],
+)
+def test_the_line_of_the_classes_is_the_one_that_zulip_reads(tmp_path, text):
+    (tmp_path / "zulip.conf").write_text(text)
+    assert zulip_info.classes_line(tmp_path / "zulip.conf") == "\tPuppet_Classes: zulip::x"

@@ -89,6 +89,10 @@ class _Lines:
         """Nothing to do: the socket is the session's."""
 
 
+# Where zulip-email-gateway-server.service has Zulip's mail server listen, on loopback.
+OUR_PORT = 10525
+
+
 class SmtpBackend:
     """Hands mails to Zulip's SMTP server at `host`:`port`.
 
@@ -101,7 +105,9 @@ class SmtpBackend:
         self._host, self._port = host, port
         self._timeout = timeout
         self._where = f"{host}:{port}"
-        self._is_local = host == "localhost" or _is_loopback(host)
+        self._is_loopback = host == "localhost" or _is_loopback(host)
+        # What else is on loopback is a container's published port.
+        self._is_ours = self._is_loopback and port == OUR_PORT
         self.said_500 = False
         self._pool: Pool[_Session] = Pool(lambda session: session.sock, _end)
 
@@ -190,9 +196,10 @@ class SmtpBackend:
 
     @property
     def _look_at(self) -> str:
-        if self._is_local:
+        if self._is_ours:
             return "look at: systemctl status zulip-email-gateway-server, /var/log/zulip/errors.log"
-        return "look at Zulip's host: supervisorctl status, /var/log/zulip/errors.log"
+        where = "Zulip's container (does it run, and is its port 25 published there?) or " if self._is_loopback else ""
+        return f"look at {where}Zulip's host: supervisorctl status, /var/log/zulip/errors.log"
 
     def _session(self, deadline: Deadline) -> _Session:
         """A new session, past the greeting; raises what smtplib raises."""
@@ -220,7 +227,7 @@ class SmtpBackend:
         session.ehlo_or_helo_if_needed()
         # Across a network encrypted where Zulip offers it. Its certificate may be
         # self-signed, as with every mail server.
-        if not self._is_local and session.has_extn("starttls"):
+        if not self._is_loopback and session.has_extn("starttls"):
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
             context.check_hostname = False
             context.verify_mode = ssl.CERT_NONE
@@ -247,7 +254,7 @@ class SmtpBackend:
 
     def _other(self, code: int, answer: bytes | str) -> Deferred:
         what = f"Zulip's mail server at {self._where} answers {code} {_text(answer)}"
-        self.said_500 = self.said_500 or (code == 500 and self._is_local)
+        self.said_500 = self.said_500 or (code == 500 and self._is_ours)
         return Deferred("4.3.2", f"SMTP {code}", f"{what}; {self._look_at}")
 
 

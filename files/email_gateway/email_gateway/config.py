@@ -73,6 +73,7 @@ class Config(NamedTuple):
     quarantine_bytes: int
     quarantine_days: float
     imap: Imap | None = None
+    system: str = ""
 
     @property
     def hand_over(self) -> int:
@@ -124,6 +125,7 @@ def load(path: Path = CONFIG) -> Config:
             quarantine_bytes=int(_positive(quarantine["max_mib"]) * 2**20),
             quarantine_days=_positive(quarantine["days"]),
             imap=_imap(parser["imap"]) if "imap" in parser else None,
+            system=parser["gateway"].get("system", ""),
         )
     except KeyError as error:
         raise Trouble("4.3.5", "configuration", f"{path} lacks {error.args[0]!r}; {_MEND}") from error

@@ -10,6 +10,7 @@ from __future__ import annotations
 import configparser
 import hashlib
 import json
+import platform
 import re
 import smtplib
 import socket
@@ -51,6 +52,7 @@ class Finding(NamedTuple):
 def examine(config: Config) -> list[Finding]:
     """All findings, in the order of a mail's way."""
     checks: list[Callable[[Config], Iterator[Finding]]] = [
+        _system,
         _units,
         _inbox,
         _zulip_conf,
@@ -70,6 +72,15 @@ def examine(config: Config) -> list[Finding]:
         except Exception as error:  # the other checks tell more
             findings.append(Finding(False, bug(error).reason))
     return findings
+
+
+def _system(config: Config) -> Iterator[Finding]:
+    """What site.yml has set up depends on the system's release."""
+    found = platform.freedesktop_os_release()
+    now = f"{found['ID'].capitalize()} {found.get('VERSION_ID', '')}"
+    if config.system and now != config.system:
+        what = f"the system was upgraded from {config.system} to {now} since playbooks/site.yml ran"
+        yield Finding(False, f"{what}; run playbooks/site.yml")
 
 
 def _postfix(_: Config) -> Iterator[Finding]:
@@ -281,7 +292,7 @@ def _outcomes(config: Config, facts: dict[str, Any]) -> Iterator[Finding]:
         what = f"no log of Zulip's email_mirror worker can be read in {config.logs}"
         yield Finding(False, f"{what}: whether mail was posted is not known; run playbooks/site.yml")
     elif facts["worker_log"] is None:
-        yield Finding(True, "Zulip runs on another host: that it has accepted a mail is all that is known here")
+        yield Finding(True, "Zulip runs elsewhere: that it has accepted a mail is all that is known here")
     if facts["server_restarts"]:
         what = "Zulip's mail server was restarted because it answered nothing but 500, as after a restart of PostgreSQL"
         yield Finding(True, f"{what}: {facts['server_restarts']} times")

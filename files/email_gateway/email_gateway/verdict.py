@@ -92,7 +92,8 @@ def on_address(status: str, text: str) -> Verdict:
     if _NOT_OUR_PATTERN in text:
         reason = (
             "Zulip's EMAIL_GATEWAY_PATTERN is not the gateway's, or Zulip was not restarted since; run "
-            "playbooks/site.yml, or set it in Zulip's settings.py where Zulip is on another host"
+            "playbooks/site.yml, or where Zulip is not on this host set it there (settings.py; for a container "
+            "SETTING_EMAIL_GATEWAY_PATTERN)"
         )
         return Deferred("4.3.5", "Zulip's pattern", reason)
     return Refused(status, UNKNOWN_ADDRESS, f"{redact(text)}; {COPY_AGAIN}")

@@ -8,8 +8,9 @@ shift 2
 if ! command -v setfacl >/dev/null; then
   touch "$notes/acl-is-ours"
   export DEBIAN_FRONTEND=noninteractive
-  apt-get install --yes --quiet --no-install-recommends acl ||
-    { apt-get update --quiet && apt-get install --yes --quiet --no-install-recommends acl; }
+  wait='-o DPkg::Lock::Timeout=600'
+  apt-get $wait install --yes --quiet --no-install-recommends acl ||
+    { apt-get $wait update --quiet || true; apt-get $wait install --yes --quiet --no-install-recommends acl; }
 fi
 for folder; do
   grep -qsFx "$folder" "$notes/let-in" || echo "$folder" >> "$notes/let-in"

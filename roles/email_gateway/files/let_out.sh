@@ -15,6 +15,6 @@ if command -v setfacl >/dev/null; then
 fi
 # Unless something else has come to need it.
 if [ -e "$2/acl-is-ours" ] && ! apt-get purge --simulate acl | grep '^Purg ' | grep -qv '^Purg acl '; then
-  DEBIAN_FRONTEND=noninteractive apt-get purge --yes --quiet acl
+  DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=600 purge --yes --quiet acl
 fi
 rm -f "$2/acl-is-ours" "$2/let-in"

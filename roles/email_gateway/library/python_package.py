@@ -8,6 +8,7 @@ newer version no longer has, and does not compile.
 from __future__ import annotations
 
 import compileall
+import importlib.util
 import shutil
 from pathlib import Path
 
@@ -47,9 +48,11 @@ replaced:
 
 
 def differing(folder: Path, modules: dict[str, str]) -> list[str]:
-    """Names of the modules that are not as they should be."""
+    """Names of the modules that are not as they should be, or not compiled for this Python."""
     there = {path.name: path.read_text(encoding="utf-8") for path in folder.glob("*.py")}
-    return sorted(name for name in {*there, *modules} if there.get(name) != modules.get(name))
+    # An upgrade of the system may have brought another Python, which compiles for itself.
+    compiled = {name for name in there if Path(importlib.util.cache_from_source(str(folder / name))).exists()}
+    return sorted(name for name in {*there, *modules} if there.get(name) != modules.get(name) or name not in compiled)
 
 
 def install(folder: Path, modules: dict[str, str]) -> None:

@@ -44,6 +44,10 @@ options:
     description: The gateway's user, who need not exist yet.
     type: str
     required: true
+  secret:
+    description: Return the shared secret, and nothing else; needs C(no_log) at the task.
+    type: bool
+    default: false
 author: The Zulip email gateway maintainers
 """
 
@@ -68,7 +72,7 @@ conf:
   type: dict
   returned: success
 classes_line:
-  description: The line puppet_classes of zulip.conf as it stands.
+  description: The line puppet_classes in the section machine of zulip.conf as it stands.
   type: str
   returned: success
 classes_line_before:
@@ -87,15 +91,19 @@ has_block:
   description: Whether settings.py has the gateway's block.
   type: bool
   returned: success
-email_host:
-  description: EMAIL_HOST in settings.py, if Zulip sends its own mail to port 25 there; else empty.
-  type: str
+sends_here:
+  description: Whether Zulip sends its own mail to port 25 of this host (EMAIL_HOST in settings.py).
+  type: bool
   returned: success
 closed:
   description: The folders on the way to what Zulip's worker tells of the mail that the gateway's user cannot pass.
   type: list
   elements: str
   returned: success
+shared_secret:
+  description: Zulip's shared secret.
+  type: str
+  returned: when secret is true
 url:
   description: Where mail goes into Zulip. http(s) is its web server (up to 10), smtp its mail server (11 and later).
   type: str
@@ -116,8 +124,11 @@ WORKER_FOLDERS = ("/var/log/zulip", "/var/log/zulip/queue_error")
 
 # By this the gateway knows its own files.
 MARK = "Zulip email gateway"
-# What tasks/zulip.yml ends its block in settings.py with.
+# What tasks/zulip.yml ends its block in settings.py with, and what may stand in it.
 END_OF_BLOCK = f"# END {MARK} (Ansible)"
+IN_BLOCK = {f"EMAIL_GATEWAY_{name}" for name in ("PATTERN", "LOGIN", "IMAP_SERVER", "IMAP_PORT", "IMAP_FOLDER")}
+# Zulip's script that prints a setting as its own programs see it.
+SETTING = "scripts/get-django-setting"
 
 
 # The files of Zulip that are read here are shorter (bytes).
@@ -163,8 +174,9 @@ def version_of(deployment: Path) -> str:
     path = deployment / "version.py"
     if not path.is_file():
         raise Unfit(
-            f"there is no Zulip on this host: {path} does not exist. "
-            "Put only Zulip servers into the inventory's group zulip"
+            f"there is no Zulip on this host: {path} does not exist. Put only Zulip servers into the inventory's group "
+            "zulip; if it runs in a container or on another host, set email_gateway_zulip_server to where its mail "
+            "server is reached, for example 127.0.0.1:2525 for a container's port 25 published there"
         )
     found = re.search(r'^ZULIP_VERSION = "(\d[^"]*)"', text_of(path), re.MULTILINE)
     if found is None:
@@ -199,7 +211,7 @@ def conf_of(path: Path) -> dict[str, dict[str, str]]:
 def check_settings(path: Path) -> dict[str, Any]:
     """settings.py has to be Python, and nothing may override the gateway's block; raises Unfit.
 
-    Returns what is set there to a plain value.
+    Returns what is set there to a plain value, and "*" if something comes from another module that way.
     """
     try:
         # As Python reads it (PEP 263), its line ends all made "\n"; splitlines knows others, too.
@@ -218,12 +230,20 @@ def check_settings(path: Path) -> dict[str, Any]:
         raise Unfit(f"{path} is not valid Python: {error}; mend it first") from error
     end = lines.index(END_OF_BLOCK) if END_OF_BLOCK in lines else len(lines)
     for number, name in sorted(bound(module)):
-        if number > end and name.startswith("EMAIL_GATEWAY_"):
+        if number > end and name in IN_BLOCK:
             raise Unfit(
                 f"{path}, line {number}, overrides the gateway's block above it: {lines[number - 1]!r}; "
                 "remove that line and set it in the inventory"
             )
-    return plain_values(module)
+        if number > end and name == "*":
+            raise Unfit(
+                f"{path}, line {number}, may override the gateway's block above it: {lines[number - 1]!r}; "
+                "move that line above the block"
+            )
+    values = plain_values(module)
+    if any(name == "*" for _, name in bound(module)):
+        values["*"] = True
+    return values
 
 
 def bound(module: ast.Module) -> Iterator[tuple[int, str]]:
@@ -353,7 +373,7 @@ def elsewhere(server: str, deployment: Path) -> dict[str, Any]:
         "password_kept": False,
         "has_block": False,
         "closed": [],
-        "email_host": "",
+        "sends_here": False,
     }
 
 
@@ -364,11 +384,7 @@ def zulip_info(deployment: Path, etc: Path, user: str, server: str | None = None
     version = version_of(deployment)
     conf = conf_of(etc / "zulip.conf")
     values = check_settings(etc / "settings.py")
-    secrets = etc / "zulip-secrets.conf"
-    if not conf_of(secrets).get("secrets", {}).get("shared_secret"):
-        raise Unfit(
-            f"{secrets} has no shared_secret under [secrets], or an empty one; is Zulip's installation complete?"
-        )
+    shared_secret(etc / "zulip-secrets.conf")
     kept = etc.parent / "zulip-email-gateway" / "zulip.conf-line"
     return {
         "version": version,
@@ -381,9 +397,52 @@ def zulip_info(deployment: Path, etc: Path, user: str, server: str | None = None
         "password_kept": (kept.parent / "zulip-secrets.conf-line").exists(),
         "has_block": MARK.encode() in bytes_of(etc / "settings.py"),
         "closed": closed_to(user),
-        # 25 is Django's default, and smtplib's for a port that is not set. It takes "25" as well.
-        "email_host": values.get("EMAIL_HOST", "") if str(values.get("EMAIL_PORT") or 25) == "25" else "",
+        "sends_here": is_this_host(mail_host(values, deployment)),
     }
+
+
+def shared_secret(path: Path) -> str:
+    """The secret that Zulip's own programs share; raises Unfit."""
+    secret = conf_of(path).get("secrets", {}).get("shared_secret")
+    if not secret:
+        raise Unfit(f"{path} has no shared_secret under [secrets], or an empty one; is Zulip's installation complete?")
+    return secret
+
+
+def mail_host(values: dict[str, Any], deployment: Path) -> str:
+    """EMAIL_HOST, if Zulip sends its own mail to port 25 there; else empty."""
+    wanted = {name: values.get(name) for name in ("EMAIL_HOST", "EMAIL_PORT")}
+    if "*" in values:
+        wanted |= {name: asked for name in wanted if (asked := setting_of(name, deployment)) is not None}
+    # 25 is Django's default, and smtplib's for a port that is not set. It takes "25" as well.
+    return str(wanted["EMAIL_HOST"] or "") if str(wanted["EMAIL_PORT"] or 25) in ("25", "None") else ""
+
+
+def setting_of(name: str, deployment: Path) -> str | None:
+    """A setting as Zulip itself sees it (some seconds); None if it cannot tell."""
+    script = deployment / SETTING
+    if not script.is_file():
+        return None
+    return printed("su", "zulip", "-c", f"{script} {name}", seconds=60)
+
+
+def is_this_host(name: str) -> bool:
+    """Whether a name or an address is one of this host's; a name that DNS does not tell within 5 s is not."""
+    if not name:
+        return False
+    resolved = printed("getent", "ahosts", name, seconds=5) or name
+    addresses = {line.split()[0] for line in resolved.splitlines() if line.split()}
+    own = re.findall(r"\binet6? ([0-9a-f.:]+)", printed("ip", "address", seconds=5) or "")
+    return any(address in own or address.startswith("127.") for address in addresses)
+
+
+def printed(*command: str, seconds: float) -> str | None:
+    """What a command printed; None if it failed or took longer."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=seconds, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
 
 
 def closed_to(user: str, folders: Sequence[str] = WORKER_FOLDERS) -> list[str]:
@@ -405,9 +464,14 @@ def cron_of(path: Path) -> str:
 
 
 def classes_line(path: Path) -> str:
-    """The line of zulip.conf that lists the Puppet classes, as it stands; or nothing."""
-    found = re.search(r"^[ \t]*puppet_classes[ \t]*[=:].*$", text_of(path), re.MULTILINE)
-    return found[0] if found else ""
+    """The line in the section [machine] of zulip.conf that lists the Puppet classes, as it stands; or nothing."""
+    section = ""
+    for line in text_of(path).split("\n"):
+        if header := configparser.RawConfigParser.SECTCRE.match(line.strip()):
+            section = header["header"]
+        elif section == "machine" and re.match(r"[ \t]*puppet_classes[ \t]*[=:]", line, re.IGNORECASE):
+            return line
+    return ""
 
 
 def main() -> None:
@@ -417,11 +481,14 @@ def main() -> None:
             "etc": {"type": "path", "default": "/etc/zulip"},
             "server": {"type": "str"},
             "user": {"type": "str", "required": True},
+            "secret": {"type": "bool", "default": False},
         },
         supports_check_mode=True,
     )
     options = module.params
     try:
+        if options["secret"]:
+            module.exit_json(changed=False, shared_secret=shared_secret(Path(options["etc"]) / "zulip-secrets.conf"))
         facts = zulip_info(Path(options["deployment"]), Path(options["etc"]), options["user"], options["server"])
         module.exit_json(changed=False, **facts)
     except Unfit as error:

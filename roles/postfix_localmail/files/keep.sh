@@ -9,7 +9,7 @@ rm -rf "$new"
 mkdir -p "$new"
 # An archive of these paths alone: it does not touch the folders they stand in.
 cd /
-find etc/postfix etc/exim4 etc/default/exim4 etc/mailname etc/aliases etc/aliases.db -maxdepth 0 2>/dev/null |
+find etc/postfix etc/exim4 etc/default/exim4 etc/mailname etc/aliases etc/aliases.* -maxdepth 0 2>/dev/null |
   tar --create --file "$new/files.tar" --files-from -
 # All packages (not in a pipe: none would count as all that are there), and which mail
 # system ran, and would at boot.

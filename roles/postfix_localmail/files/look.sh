@@ -1,6 +1,8 @@
 #!/bin/sh
-# Prints as JSON what stands on this host. Changes nothing. Argument: the folder with the
-# copy of what was before.
+# Prints as JSON what stands on this host. Changes nothing. Arguments: the folder with the
+# copy of what was before; the packages that are needed.
+before=$1
+shift
 yes_if() { if "$@"; then echo true; else echo false; fi; }
 
 # Who holds port 25.
@@ -32,7 +34,14 @@ fi
   LC_ALL=C tr '[:cntrl:]' ' ' | tr -d '"\\' | sed 's/ *$//')"
 other=$(dpkg-query --show --showformat='${db:Status-Status} ${Package} ${Provides}\n' |
   sed -n 's/^installed \([^ ]*\) .*\bmail-transport-agent\b.*/\1/p' | grep -vx postfix | paste -sd, -)
-packages=$(dpkg-query --show --showformat='${db:Status-Status}\n' postfix ssl-cert 2>/dev/null | grep -cx installed)
+packages=$(dpkg-query --show --showformat='${db:Status-Status}\n' "$@" 2>/dev/null | grep -cx installed)
+# Through which host mail leaves this one, by a configuration that is not ours.
+relayhost=''
+if [ -e /etc/postfix/main.cf ] && [ "$ours" = false ]; then
+  relayhost=$(postconf -h relayhost 2>/dev/null | tr -d '"\\')
+elif grep -Eqs "^dc_eximconfig_configtype='(smarthost|satellite)'" /etc/exim4/update-exim4.conf.conf; then
+  relayhost=$(sed -n "s/^dc_smarthost='\([^'\"\\]*\)'.*/\1/p" /etc/exim4/update-exim4.conf.conf)
+fi
 # Whether Zulip's certificate and its key belong together. Without openssl nobody can tell yet.
 key=/etc/ssl/private/zulip.key chain=/etc/ssl/certs/zulip.combined-chain.crt certificate_fault=''
 if [ -e "$key" ] && [ -e "$chain" ] && command -v openssl >/dev/null; then
@@ -49,13 +58,14 @@ cat <<JSON
   "holder": "$holder",
   "other": "$other",
   "installed": $(yes_if test -x /usr/sbin/postfix),
-  "packages": $(yes_if test "$packages" = 2),
+  "packages": $(yes_if test "$packages" = $#),
   "configured": $(yes_if test -e /etc/postfix/main.cf),
   "ours": $ours,
   "pattern": "$(sed -n 's/^# EMAIL_GATEWAY_PATTERN = //p' /etc/postfix/main.cf 2>/dev/null)",
+  "relayhost": "$relayhost",
   "waiting": $waiting,
   "unreadable": "$unreadable",
-  "kept": $(yes_if test -e "$1/complete"),
+  "kept": $(yes_if test -e "$before/complete"),
   "program": $(yes_if test -x /usr/local/bin/zulip-email-gateway),
   "zulips_certificate": $(yes_if test -e "$key" -a -e "$chain"),
   "certificate_fault": "$certificate_fault"

@@ -4,6 +4,7 @@
 set -eu
 export LC_ALL=C
 before=$1
+apt='apt-get -o DPkg::Lock::Timeout=600'
 export DEBIAN_FRONTEND=noninteractive
 # Not in a pipe, where a failure would count as no package at all.
 packages=$(dpkg-query --show --showformat='${db:Status-Status} ${Package}\n')
@@ -38,19 +39,19 @@ case " $(echo $added) " in *" postfix "*)
   if [ -n "$gone" ]; then
     # One for the other in one step, so that what needs a mail system stays. exim4's files
     # first: it would ask what it finds.
-    apt-get update --quiet
+    $apt update --quiet || true
     put_back
-    apt-get install --yes --quiet --no-install-recommends -o Dpkg::Options::=--force-confold $gone postfix-
+    $apt install --yes --quiet --no-install-recommends -o Dpkg::Options::=--force-confold $gone postfix-
   elif [ -n "$needed_by" ]; then
     echo "Postfix stays installed, without a configuration: $(echo $needed_by) cannot do without a mail system"
     systemctl --quiet disable postfix
   else
-    apt-get remove --yes --quiet postfix
+    $apt remove --yes --quiet postfix
   fi
   for package in $added; do
     purged=$(apt-get purge --simulate "$package")
     if [ "$package" != postfix ] && ! printf '%s\n' "$purged" | grep '^Purg ' | grep -qv "^Purg $package "; then
-      apt-get purge --yes --quiet "$package"
+      $apt purge --yes --quiet "$package"
     fi
   done ;;
 esac
@@ -60,7 +61,7 @@ if [ ! -x /usr/sbin/postfix ] && ! grep -qx postfix "$before/packages"; then
     echo "Mail is left in Postfix's queue, so /var/spool/postfix stays. To have it delivered switch local delivery on" \
       "again; to give it up: apt-get purge postfix"
   else
-    dpkg --purge postfix
+    $apt purge --yes --quiet postfix
     rm -rf /var/spool/postfix /var/lib/postfix
   fi
 fi
@@ -68,16 +69,17 @@ fi
 own=$(dpkg-query --show --showformat='${Conffiles}\n' postfix 2>/dev/null |
   sed -n 's|^ *\(/etc/postfix/[^ ]*\) .*|! -path \1|p')
 [ ! -d /etc/postfix ] || find /etc/postfix -depth \( ! -type d $own -o -type d -empty \) -delete
-rm -rf /etc/mailname /etc/aliases /etc/aliases.db
+rm -rf /etc/mailname /etc/aliases /etc/aliases.db /etc/aliases.lmdb
 put_back
 if [ -x /usr/sbin/postfix ] && ! grep -qx postfix "$before/enabled"; then systemctl --quiet disable postfix; fi
 # firewalld has written the zone into a file of its own when port 25 was opened. It goes
 # unless it was there before, or holds more by now.
 if [ -e "$before/firewalld" ]; then
-  # While it does not run the rule stands in its default zone's file; its own tool for that
+  # While it does not run the rule stands in the zone's file; its own tool for that
   # case writes the zone without what it does not know (<forward/>).
   if ! firewall-cmd --quiet --state 2>/dev/null; then
-    zone=/etc/firewalld/zones/$(sed -n 's/^DefaultZone=//p' /etc/firewalld/firewalld.conf).xml
+    zone=$(cat "$before/firewalld-zone" 2>/dev/null || sed -n 's/^DefaultZone=//p' /etc/firewalld/firewalld.conf)
+    zone=/etc/firewalld/zones/$zone.xml
     [ ! -e "$zone" ] || sed -i '/<service name="smtp"\/>/d' "$zone"
   fi
   for zone in /etc/firewalld/zones/*.xml; do

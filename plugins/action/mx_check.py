@@ -1,0 +1,1 @@
+../../roles/email_gateway/action_plugins/mx_check.py

@@ -1,0 +1,1 @@
+../../roles/postfix_localmail/library/config_files.py

@@ -1,0 +1,1 @@
+../../roles/postfix_localmail/library/firewall_info.py

@@ -1,0 +1,1 @@
+../../roles/email_gateway/library/python_package.py
