@@ -10,6 +10,8 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import zulip_info
+from email_gateway import backend_smtp
 from email_gateway.backend import open_backend, prove
 from email_gateway.backend_smtp import SmtpBackend
 from email_gateway.verdict import Deferred, Delivered, Refused, Verdict, pipe_line
@@ -122,8 +124,7 @@ def test_nothing_listens(tmp_path):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     verdict = SmtpBackend("127.0.0.1", port, 1).hand_over("general@x", mail(b"hello"), tmp_path)
-    assert isinstance(verdict, Deferred) and f"nothing listens on 127.0.0.1:{port}" in verdict.reason
-    assert "systemctl status zulip-email-gateway-server" in verdict.reason
+    assert isinstance(verdict, Deferred) and f"nothing listens on 127.0.0.1:{port}; look at" in verdict.reason
 
 
 @pytest.mark.parametrize(
@@ -240,3 +241,28 @@ def test_what_zulip_can_never_write_out_again_is_repaired_or_refused(serve, tmp_
     deep = b"".join(b"Content-Type: multipart/mixed; boundary=b%d\r\n\r\n--b%d\r\n" % (n, n) for n in range(300))
     verdict = hand_over(serve(), tmp_path, deep + b"\r\nx\r\n")
     assert isinstance(verdict, Refused) and "nested too deeply for Zulip" in verdict.reason
+
+
+@pytest.mark.parametrize(
+    ("host", "port", "words"),
+    [
+        ("127.0.0.1", backend_smtp.OUR_PORT, "look at: systemctl status zulip-email-gateway-server"),
+        (
+            "127.0.0.1",
+            1,
+            "look at Zulip's container (does it run, and is its port 25 published there?) or Zulip's",
+        ),
+        ("192.0.2.1", 25, "look at Zulip's host: supervisorctl status"),
+    ],
+)
+def test_the_hint_fits_where_zulip_runs(host, port, words):
+    """On this host by our own unit, in a container with a published port, or elsewhere."""
+    backend = SmtpBackend(host, port, 1)
+    assert words in backend._look_at
+    backend._other(500, b"Server error")
+    # Only what is ours can be restarted (revival.py).
+    assert backend.said_500 == (port == backend_smtp.OUR_PORT)
+
+
+def test_our_port_is_the_one_that_is_installed():
+    assert f"smtp://127.0.0.1:{backend_smtp.OUR_PORT}" == zulip_info.MAIL_SERVER_URL
