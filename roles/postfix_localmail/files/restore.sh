@@ -49,7 +49,9 @@ case " $(echo $added) " in *" postfix "*)
     $apt remove --yes --quiet postfix
   fi
   for package in $added; do
-    purged=$(apt-get purge --simulate "$package")
+    # After an upgrade of the system one may have the name of another that was there before: then apt has
+    # no solution without it.
+    purged=$(apt-get purge --simulate "$package") || continue
     if [ "$package" != postfix ] && ! printf '%s\n' "$purged" | grep '^Purg ' | grep -qv "^Purg $package "; then
       $apt purge --yes --quiet "$package"
     fi
