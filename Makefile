@@ -58,7 +58,7 @@ check: .cache/venv
 	@yamllint --strict .
 	@ansible-lint --offline --profile production --strict -q
 	@ruff check . && ruff format --check .
-	@mypy
+	@mypy && mypy --python-version 3.14
 	@pytest -q -n 2 tests
 
 molecule: packages

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import jinja2
 import pytest
+import tomllib
 import yaml
 from email_gateway.journal import UNDELIVERABLE
 from test_config import make_config
@@ -31,6 +32,28 @@ def test_specs_agree_with_defaults(role):
 def test_every_variable_is_documented(role):
     text = (PROJECT / "docs/variables.md").read_text()
     assert [name for name in spec(role) if f"`{name}`" not in text] == []
+
+
+def test_the_program_is_checked_for_the_oldest_and_the_newest_python():
+    """Of the systems that are supported; make check asks mypy for both."""
+    systems = yaml.safe_load((PROJECT / "roles/email_gateway/vars/main.yml").read_text())["__email_gateway_systems"]
+    pythons = sorted(tuple(map(int, system["python"].split("."))) for system in systems.values())
+    settings = tomllib.loads((PROJECT / "pyproject.toml").read_text())["tool"]
+    assert settings["mypy"]["python_version"] == ".".join(map(str, pythons[0]))
+    assert settings["ruff"]["target-version"] == "py" + "".join(map(str, pythons[0]))
+    assert f"mypy --python-version {'.'.join(map(str, pythons[-1]))}\n" in (PROJECT / "Makefile").read_text()
+    text = " ".join((PROJECT / "README.md").read_text().split())
+    assert all(name.split()[1] in text for name in systems)
+
+
+@pytest.mark.parametrize("database", ["hash", "lmdb"])
+def test_the_aliases_have_the_database_that_postfix_has(database):
+    """Without Berkeley DB (Ubuntu 26.04) it is lmdb; keep.sh and restore.sh take either."""
+    text = (PROJECT / "roles/postfix_localmail/tasks/configure.yml").read_text()
+    task = next(task for task in yaml.safe_load(text) if "newaliases" in str(task))
+    creates = jinja2.Template(task["ansible.builtin.shell"]["creates"]).render(__postfix_localmail_database=database)
+    assert creates == {"hash": "/etc/aliases.db", "lmdb": "/etc/aliases.lmdb"}[database]
+    assert creates in (PROJECT / "roles/postfix_localmail/files/restore.sh").read_text()
 
 
 @pytest.mark.parametrize(

@@ -65,6 +65,7 @@ def test_zulip_is_found(tmp_path):
         (True, True, "11.0", "https://127.0.0.1"),  # what answers decides
         (None, False, "9.4", "https://127.0.0.1"),  # Zulip is down
         (None, True, "11.0", zulip_info.MAIL_SERVER_URL),
+        (False, True, "12.2", zulip_info.MAIL_SERVER_URL),
         (False, True, "10.9-dev", zulip_info.MAIL_SERVER_URL),  # not the number
         (False, False, "9.4", None),
         (None, False, "11.0", None),

@@ -32,7 +32,7 @@ SHARED = Path(__file__).resolve().parent
 CACHE = Path(os.environ.get("ZEG_CACHE") or SHARED.parents[1] / ".cache")
 PACKAGES = (
     "systemd-sysv,python3,python3-apt,dbus,iproute2,cron,openssh-server,sudo,ca-certificates,procps,openssl,"
-    "nginx-light,gunicorn,python3-flask,python3-aiosmtpd,dnsmasq,ufw,firewalld,ssl-cert"
+    "nginx-light,gunicorn,python3-flask,python3-aiosmtpd,dnsmasq,ufw,firewalld,nftables,ssl-cert"
 )
 CONF = CACHE / "containers.conf"
 # Fetched while the image is built, so that each test installs them from its own disk.

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import subprocess
 
 import pytest
+import testhosts
 import yaml
 from conftest import PROJECT
 
@@ -83,6 +85,23 @@ def test_the_hosts_own_programs_may_send_and_nobody_else(mx):
     assert mx.sh(f'python3 -c "{script.format("user@sender.example.org")}"').strip() == "250"
     [[_, code, text]] = mx.send("user@sender.example.org")["refused"]
     assert (code, "Relay access denied" in text) == (554, True)
+
+
+def test_mail_that_leaves_goes_through_the_relay_host(mx):
+    """With its log in, encrypted; and the password is nobody else's to read."""
+    outside = testhosts.inside(f"{mx.prefix}-outside")
+    script = (PROJECT / "molecule/alternative/tests/relay.py").read_text()
+    relay = subprocess.Popen((*outside, "python3", "-c", script), stdout=subprocess.PIPE, text=True)
+    try:
+        mx.sh("printf 'Subject: x\\n\\nx\\n' | sendmail user@elsewhere.example; sleep 1; postqueue -f")
+        assert relay.stdout is not None
+        assert relay.stdout.readline() == "zulip True user@elsewhere.example\n"
+    finally:
+        relay.kill()
+        testhosts.run(*outside, "pkill", "-f", "relay that wants TLS")
+    file = mx.host.file("/etc/postfix/relayhost_password")
+    assert (file.mode, file.user) == (0o600, "root") and file.contains("s3cret: relay")
+    assert "s3cret" not in mx.sh("cat /etc/postfix/main.cf") + mx.play("--check", "--diff", "-vvv").stdout
 
 
 def test_size_limit(mx):

@@ -11,6 +11,7 @@ import json
 import random
 import re
 import sqlite3
+import sys
 import time
 from pathlib import Path
 
@@ -46,7 +47,10 @@ def connect() -> sqlite3.Connection:
 def settings() -> dict[str, object]:
     """settings.py as Zulip reads it: once, when a process starts."""
     values: dict[str, object] = {}
-    exec(compile(SETTINGS.read_text(), str(SETTINGS), "exec"), values)
+    # From the deployment's folder, where its own modules are.
+    sys.path.insert(0, str(DEPLOYMENT))
+    exec(compile(SETTINGS.read_bytes(), str(SETTINGS), "exec"), values)
+    sys.path.remove(str(DEPLOYMENT))
     return values
 
 
