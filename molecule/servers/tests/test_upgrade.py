@@ -33,6 +33,7 @@ def test_no_mail_is_lost(mx, subject):
     testhosts.restart(mx.prefix, "mx44")
     mx.send(mx.address(), subject=f"{subject} after")
     mx.wait_for(f"{subject} after", seconds=60)
+    mx.sh("postqueue -f")
     mx.wait_for(f"{subject} between", seconds=60)
 
 
