@@ -28,6 +28,7 @@ ZONE = {
     ("null.example.com", "MX"): ["0 ."],
     ("bare.example.com", "A"): [ADDRESS],
     ("nothing.example.com", "TXT"): ['"x"'],
+    ("later.example.com", "MX"): ["10 target.example.com.", "20 broken.example.com."],
     ("lost.example.com", "MX"): ["10 gone.example.com."],
     ("six.example.com", "MX"): ["10 v6.example.com."],
     ("v6.example.com", "AAAA"): ["2001:db8::1"],
@@ -142,6 +143,15 @@ def test_no_record_with_a_bare_host_name_is_suggested(server):
 def test_what_works_and_is_odd(server, domain, words):
     found = check(server, f"{domain}.example.com")
     assert found["fault"] == "" and any(words in remark for remark in found["remarks"]), found
+
+
+def test_one_that_is_asked_later_need_not_resolve(server):
+    found = check(server, "later.example.com")
+    assert found["fault"] == "" and "broken.example.com (no address) gets mail when" in str(found["remarks"])
+
+
+def test_of_several_the_one_that_is_this_host_is_connected_to(server):
+    assert check(server, "shared.example.com")["address"] == ADDRESS
 
 
 def test_a_server_that_fails_is_not_taken_for_no_record(server):

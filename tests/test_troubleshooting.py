@@ -23,7 +23,8 @@ LEAST = 20
 def tasks_in(tasks: list[dict[str, Any]] | None) -> Iterator[dict[str, Any]]:
     for task in tasks or []:
         yield task
-        yield from tasks_in(task.get("block"))
+        for part in ("block", "rescue"):
+            yield from tasks_in(task.get(part))
 
 
 def of_roles() -> Iterator[tuple[str, str]]:

@@ -18,6 +18,8 @@ OWN = f"""
   gather_facts: false
   vars_files: [{{{{ gateway }}}}/playbooks/vars/postfix.yml]
   tasks:
+    - ansible.builtin.import_role: {{name: {COLLECTION}.email_gateway, tasks_from: preflight}}
+    - ansible.builtin.import_role: {{name: {COLLECTION}.postfix_localmail, tasks_from: preflight}}
     - ansible.builtin.import_role: {{name: {COLLECTION}.email_gateway}}
     - ansible.builtin.import_role: {{name: {COLLECTION}.postfix_localmail}}
 """

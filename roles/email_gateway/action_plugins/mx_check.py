@@ -110,18 +110,28 @@ class Dns:
 
     def exchanger(self, preference: int, host: str) -> Exchanger:
         canonical, found, _ = self.ask(host, "A")
-        return Exchanger(
-            preference, host, canonical, [record.address for record in (*found, *self.ask(host, "AAAA")[1])]
-        )
+        try:
+            found += self.ask(host, "AAAA")[1]
+        except Unfit:
+            if not found:
+                raise
+        return Exchanger(preference, host, canonical, [record.address for record in found])
 
     def mail(self, domain: str) -> Mail:
         """Where a sender takes the mail of a domain (RFC 5321, 5.1)."""
         canonical, found, exists = self.ask(domain, "MX")
         found.sort(key=lambda record: (record.preference, record.exchange))
         records = [f"{record.preference} {plain(record.exchange) or '.'}" for record in found]
-        exchangers = [
-            self.exchanger(record.preference, plain(record.exchange)) for record in found if len(record.exchange) > 1
-        ]
+        exchangers = []
+        for record in found:
+            host = plain(record.exchange)
+            try:
+                exchangers += [self.exchanger(record.preference, host)] if host else []
+            except Unfit:
+                # Of those that are asked later it does not matter.
+                if record.preference == found[0].preference:
+                    raise
+                exchangers.append(Exchanger(record.preference, host, host, []))
         if not found and exists:
             own = self.exchanger(0, domain)
             exchangers = [own] if own.addresses else []
@@ -160,9 +170,14 @@ def is_address(text: str) -> bool:
     return True
 
 
+def names_of(here: Iterable[str]) -> set[str]:
+    """Names and addresses as they are compared."""
+    return {text if is_address(text) else plain(text) for text in here}
+
+
 def judge(mail: Mail, host: str, fqdn: str, here: Iterable[str]) -> tuple[str, list[str]]:
     """What keeps the domain's mail from the host (or ""), and what else there is to say about it."""
-    own = {text if is_address(text) else plain(text) for text in here}
+    own = names_of(here)
     name = plain(fqdn)
     # A bare host name would be taken for one below the zone's own domain, or for a top-level domain.
     record = f'"{mail.domain}. IN MX 1 {name if "." in name else "zulip.example.com"}."'
@@ -252,5 +267,7 @@ def check(domain: str, host: str, fqdn: str, here: list[str], servers: list[str]
             )
         return result | {"fault": text}
     fault, remarks = judge(mail, host, fqdn, here)
-    addresses = [address for one in mail.exchangers[:1] for address in one.addresses]
+    own = names_of(here)
+    sought = [one for one in mail.first if one.means(own)] or mail.first
+    addresses = [address for one in sought[:1] for address in one.addresses]
     return result | {"records": mail.records, "fault": fault, "remarks": remarks, "address": "".join(addresses[:1])}

@@ -1,7 +1,7 @@
 """Ansible action: what a mail server says when the controller connects to it.
 
 Never fails. Argument: C(host), a name or an address. Result: C(banner), its first line, or "" if there is none;
-C(refused), whether the host itself refused the connection; C(error), why there is no banner.
+C(error), why there is none.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ class ActionModule(ActionBase):
 
 def banner_of(host: str, port: int = PORT) -> dict[str, Any]:
     """What the action returns."""
-    result: dict[str, Any] = {"changed": False, "banner": "", "refused": False, "error": ""}
+    result: dict[str, Any] = {"changed": False, "banner": "", "error": ""}
     try:
         with socket.create_connection((host, port), LIFETIME) as connection, connection.makefile("rb") as lines:
             banner = lines.readline(512).decode("ascii", "replace").strip()
         return result | {"banner": banner, "error": "" if banner else "it closed the connection without a word"}
     except (OSError, UnicodeError) as error:
         what = "nobody answers" if isinstance(error, TimeoutError) else str(error)
-        return result | {"refused": isinstance(error, ConnectionRefusedError), "error": what}
+        return result | {"error": what}

@@ -39,7 +39,7 @@ packages=$(dpkg-query --show --showformat='${db:Status-Status}\n' "$@" 2>/dev/nu
 relayhost=''
 if [ -e /etc/postfix/main.cf ] && [ "$ours" = false ]; then
   relayhost=$(postconf -h relayhost 2>/dev/null | tr -d '"\\')
-elif grep -Eqs "^dc_eximconfig_configtype='(smarthost|satellite)'" /etc/exim4/update-exim4.conf.conf; then
+elif [ -x /usr/sbin/exim4 ] && grep -Eqs "^dc_eximconfig_configtype='(smarthost|satellite)'" /etc/exim4/update-exim4.conf.conf; then
   relayhost=$(sed -n "s/^dc_smarthost='\([^'\"\\]*\)'.*/\1/p" /etc/exim4/update-exim4.conf.conf)
 fi
 # Whether Zulip's certificate and its key belong together. Without openssl nobody can tell yet.

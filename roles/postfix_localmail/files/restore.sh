@@ -29,7 +29,7 @@ done
 systemctl daemon-reload
 rm -rf /run/zulip-email-gateway-certificate
 # Packages that came with Postfix and that nothing else has come to need.
-came='postfix|ssl-cert|cpio|lib(icu[0-9]+|sasl2-(2|modules|modules-db)|nsl2|db5\.3(t64)?|tirpc(-common|3|3t64)|lmdb0|ssl3(t64)?)'
+came='postfix|ssl-cert|ca-certificates|cpio|lib(icu[0-9]+|sasl2-(2|modules|modules-db)|nsl2|db5\.3(t64)?|tirpc(-common|3|3t64)|lmdb0|ssl3(t64)?)'
 added=$(installed | comm -13 "$before/packages" - | grep -Ex "$came" || true)
 gone=$(installed | comm -23 "$before/packages" - | grep -E '^exim4' || true)
 case " $(echo $added) " in *" postfix "*)
@@ -80,9 +80,11 @@ if [ -e "$before/firewalld" ]; then
   # While it does not run the rule stands in the zone's file; its own tool for that
   # case writes the zone without what it does not know (<forward/>).
   if ! firewall-cmd --quiet --state 2>/dev/null; then
-    zone=$(cat "$before/firewalld-zone" 2>/dev/null || sed -n 's/^DefaultZone=//p' /etc/firewalld/firewalld.conf)
-    zone=/etc/firewalld/zones/$zone.xml
-    [ ! -e "$zone" ] || sed -i '/<service name="smtp"\/>/d' "$zone"
+    zones=$(cat "$before/firewalld-zones" 2>/dev/null || sed -n 's/^DefaultZone=//p' /etc/firewalld/firewalld.conf)
+    for zone in $zones; do
+      zone=/etc/firewalld/zones/$zone.xml
+      [ ! -e "$zone" ] || sed -i '/<service name="smtp"\/>/d' "$zone"
+    done
   fi
   for zone in /etc/firewalld/zones/*.xml; do
     name=$(basename "$zone")

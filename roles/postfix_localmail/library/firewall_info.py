@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -70,7 +71,15 @@ OF_IPTABLES = ("filter", "nat", "mangle", "raw", "security")
 def run(*command: str) -> str | None:
     """What a command printed; None if there is no such command, or it failed."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=20, check=False)
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=20,
+            check=False,
+            env={**os.environ, "LC_ALL": "C", "LANGUAGE": ""},  # ufw speaks other languages, too
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout if done.returncode == 0 else None
@@ -207,27 +216,30 @@ def iptables_rule(words: list[str], device: str) -> Rule:
     """A rule of iptables-save, without its chain."""
     known: list[bool | None] = []
     does, negated = "", False
-    rest = iter(words)
-    for word in rest:
-        if word == "!":
+    rest = list(words)
+    while rest:
+        option = rest.pop(0)
+        if option == "!":
             negated = True
             continue
-        if word in ("--syn",):
-            known.append(not negated)
-        elif word in ("-m", "--comment", "--reject-with", "--log-prefix", "--log-level", "--to-destination"):
-            next(rest, "")
-        elif word in ("-j", "-g"):
-            target = next(rest, "")
+        values = []
+        while rest and not rest[0].startswith("-") and rest[0] != "!":
+            values.append(rest.pop(0))
+        value = values[0] if values else ""
+        if option in ("-j", "-g"):
             plain = {"ACCEPT": "accept", "DROP": "drop", "REJECT": "drop", "RETURN": "return"}
-            kind = "jump" if word == "-j" else "goto"
-            does = plain.get(target, f"{kind} {target}")
-        else:
-            known.append(iptables_match(word, next(rest, ""), negated, device))
+            does = plain.get(value, f"{'jump' if option == '-j' else 'goto'} {value}")
+        elif not does and option not in ("-m", "--comment"):
+            known.append(iptables_match(option, values, negated, device))
         negated = False
     return Rule(all_of(known), does)
 
 
-def iptables_match(option: str, value: str, negated: bool, device: str) -> bool | None:
+def iptables_match(option: str, values: list[str], negated: bool, device: str) -> bool | None:
+    """Whether a condition holds; of one that is not known nobody knows."""
+    if option == "--tcp-flags":
+        return negated is not (values == ["FIN,SYN,RST,ACK", "SYN"]) if values[-1:] == ["SYN"] else None
+    value = values[0] if len(values) == 1 else ""
     found: bool | None = None
     if option == "-p":
         found = value in ("tcp", "all")
@@ -239,9 +251,9 @@ def iptables_match(option: str, value: str, negated: bool, device: str) -> bool 
         found = value in ("0.0.0.0/0", "::/0")
     elif option in ("--ctstate", "--state"):
         found = "NEW" in value.split(",")
-    elif option == "--tcp-flags":
-        return None
-    return found if found is None else found != negated
+    elif option == "--syn":
+        found = True
+    return found if found is None else found is not negated
 
 
 def all_of(known: list[bool | None]) -> bool | None:
@@ -260,10 +272,11 @@ def iptables(device: str) -> Iterator[tuple[str, str]]:
         elif line.startswith(":INPUT "):
             policy = line.split()[1]
         elif line.startswith("-A "):
-            words = shlex.split(line)[1:]
-            chains.setdefault(words[0], []).append(iptables_rule(words[1:], device))
+            chain, *words = shlex.split(line)[1:]
+            rule = iptables_rule(words, device)
+            chains.setdefault(chain, []).append(rule)
             to = re.search(r"-j DNAT .*--to-destination (\S+)", line)
-            if table == "nat" and to and re.search(r"--dports? \S*\b25\b", line) and "-p udp" not in line:
+            if table == "nat" and to and rule.matches and chain != "OUTPUT" and "--dport" in line:
                 yield "redirected", to[1]
         elif line == "COMMIT" and table == "filter":
             if (done := verdict(chains, "INPUT")) == "drop":
@@ -279,19 +292,26 @@ def nftables(device: str) -> Iterator[tuple[str, str]]:
     except ValueError:
         return
     chains: dict[tuple[str, str], dict[str, list[Rule]]] = {}
-    hooks = []
+    hooks, outgoing = [], set()
     for entry in listed:
         kind, item = next(iter(entry.items()))
         table = (str(item.get("family")), str(item.get("table")))
         if table[0] not in ("inet", "ip") or (table[0] == "ip" and table[1] in OF_IPTABLES and run("iptables-save")):
             continue
+        if kind == "chain" and item.get("hook") == "output":
+            outgoing.add((*table, item["name"]))
         if kind == "chain" and item.get("hook") == "input" and item.get("type") == "filter":
             hooks.append((table, item["name"], item.get("policy", "accept")))
         elif kind == "rule":
             rule = nft_rule(item["expr"], device)
             chains.setdefault(table, {}).setdefault(item["chain"], []).append(rule)
             to = next((each["dnat"] for each in item["expr"] if "dnat" in each), None)
-            if to and rule.matches is not False and '"dport"' in json.dumps(item["expr"]):
+            if (
+                to
+                and rule.matches
+                and '"dport"' in json.dumps(item["expr"])
+                and (*table, item["chain"]) not in outgoing
+            ):
                 yield "redirected", f"{to.get('addr')}:{to.get('port', PORT)}"
     for table, chain, policy in hooks:
         done = verdict(chains.get(table, {}), chain)
@@ -317,7 +337,7 @@ def nft_rule(statements: list[dict[str, Any]], device: str) -> Rule:
             return Rule(all_of(known), f"{kind} {item['target']}")
         elif kind == "vmap":
             return nft_map(item, known, device)
-        elif kind not in ("counter", "log"):
+        elif kind not in ("counter", "log", "dnat"):
             known.append(None)
     return Rule(all_of(known), "")
 
