@@ -129,7 +129,10 @@ def test_a_foreign_postfix_is_adopted_and_comes_back(mx, subject):
     before = tree(mx)
     text = mx.refusal()
     assert "was not written by this gateway" in text and "postfix_localmail_adopt: true" in text
-    assert changed(on(mx, postfix_localmail_adopt=True)) > 0
+    assert "sends all mail through smtp.example.com" in mx.refusal(postfix_localmail_adopt=True)
+    relay = {"postfix_localmail_adopt": True, "postfix_localmail_relayhost": "smtp.example.com"}
+    assert changed(on(mx, **relay)) > 0
+    assert mx.sh("postconf -h relayhost smtp_tls_security_level").split() == ["smtp.example.com", "may"]
     assert mx.send(mx.address(), subject=subject)["accepted"] == 1
     mx.wait_for(subject)
     mx.sh("systemctl stop firewalld")  # its rule goes all the same
