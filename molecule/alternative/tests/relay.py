@@ -10,12 +10,13 @@ from aiosmtpd.smtp import AuthResult
 class Relay:
     async def handle_DATA(self, server, session, envelope):
         encrypted = session.ssl is not None
-        print(session.login_data.login.decode(), encrypted, *envelope.rcpt_tos, flush=True)
+        print(session.auth_data.login.decode(), encrypted, *envelope.rcpt_tos, flush=True)
         return "250 taken"
 
 
 def log_in(server, session, envelope, mechanism, data):
-    return AuthResult(success=data.login == b"zulip" and data.password == b"s3cret: relay")
+    good = data.login == b"zulip" and data.password == b"s3cret: relay"
+    return AuthResult(success=good, auth_data=data)
 
 
 context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
