@@ -127,7 +127,7 @@ def test_oauth_2_with_the_clients_own_credentials(mx, inbox, subject):
 def test_doctor_logs_in(mx):
     shown = mx.play(playbook="doctor", **OAUTH, email_gateway_imap_folder="INBOX.Zulip").stdout
     assert "Everything is right." in shown, shown
-    assert "logged in to imap2.example.com" in shown and "DNS" not in shown
+    assert "logged in to imap2.example.com" in shown and "DNS: " not in shown
 
 
 def test_from_polling_to_local_delivery_and_back(mx, inbox, subject):
