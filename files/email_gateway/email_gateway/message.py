@@ -156,6 +156,10 @@ def _cleaned(header: Iterator[bytes]) -> Iterator[bytes]:
             block = block[end.end() :]
         if not block:
             continue
+        if not _HAS_RESERVED.search(block):  # much the faster
+            in_reserved_field = False
+            yield block
+            continue
         block = _FIELD.sub(b"", block + _PROBE)
         in_reserved_field = not block.endswith(_PROBE)
         yield block if in_reserved_field else block[: -len(_PROBE)]
