@@ -1,15 +1,21 @@
-"""A relay that wants TLS and a log in, on port 2587 of the host it runs on; a line on standard output for each mail."""
+"""A relay that wants TLS and a log in, on the ports 2587 (STARTTLS) and 465 of the host it runs on; a line on standard
+output for each mail."""
 
 import ssl
+import subprocess
 import threading
 
 from aiosmtpd.controller import Controller
 from aiosmtpd.smtp import AuthResult
 
+KEY, CERTIFICATE = "/root/relay.key", "/root/relay.crt"
+NAME = "outside.example.com"
+
 
 class Relay:
     async def handle_DATA(self, server, session, envelope):
-        encrypted = session.ssl is not None
+        # With TLS from the first byte aiosmtpd does not note it in the session.
+        encrypted = session.ssl is not None or server.transport.get_extra_info("cipher") is not None
         print(session.auth_data.login.decode(), encrypted, *envelope.rcpt_tos, flush=True)
         return "250 taken"
 
@@ -19,10 +25,12 @@ def log_in(server, session, envelope, mechanism, data):
     return AuthResult(success=good, auth_data=data)
 
 
+made = f"openssl req -x509 -newkey rsa:2048 -nodes -keyout {KEY} -out {CERTIFICATE} -subj /CN={NAME}".split()
+subprocess.run([*made, "-addext", f"subjectAltName=DNS:{NAME}"], check=True, capture_output=True)
 context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-context.load_cert_chain("/etc/ssl/certs/ssl-cert-snakeoil.pem", "/etc/ssl/private/ssl-cert-snakeoil.key")
-Controller(
-    Relay(), hostname="0.0.0.0", port=2587, tls_context=context, require_starttls=True,
-    auth_required=True, authenticator=log_in,
-).start()  # fmt: skip
+context.load_cert_chain(CERTIFICATE, KEY)
+asks = {"hostname": "0.0.0.0", "auth_required": True, "authenticator": log_in}
+Controller(Relay(), port=2587, tls_context=context, require_starttls=True, **asks).start()
+Controller(Relay(), port=465, ssl_context=context, auth_require_tls=False, **asks).start()
+print("ready", flush=True)
 threading.Event().wait()

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import pytest
 import testhosts
 import yaml
-from conftest import PROJECT
+from conftest import PROJECT, ZulipHost, changed, wait
 
 DOMAIN = "mail.alternative.example.com"
 
@@ -87,20 +89,53 @@ def test_the_hosts_own_programs_may_send_and_nobody_else(mx):
     assert (code, "Relay access denied" in text) == (554, True)
 
 
-def test_mail_that_leaves_goes_through_the_relay_host(mx):
-    """With its log in, encrypted; and the password is nobody else's to read."""
+@contextmanager
+def relay(mx: ZulipHost) -> Iterator[Callable[[], str]]:
+    """The relay host runs; the function waits for the next mail that it takes, and gives its line."""
     outside = testhosts.inside(f"{mx.prefix}-outside")
     script = (PROJECT / "molecule/alternative/tests/relay.py").read_text()
-    relay = subprocess.Popen((*outside, "timeout", "40", "python3", "-c", script), stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen((*outside, "timeout", "90", "python3", "-c", script), stdout=subprocess.PIPE, text=True)
     try:
-        mx.sh("sleep 2; printf 'Subject: x\\n\\nx\\n' | sendmail user@elsewhere.example")
-        assert relay.stdout is not None
-        assert relay.stdout.readline() == "zulip True user@elsewhere.example\n"
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        yield process.stdout.readline
     finally:
         testhosts.run(*outside, "pkill", "-f", "relay that wants TLS")
+
+
+SEND = "printf 'Subject: x\n\nx\n' | sendmail user@elsewhere.example"
+TAKEN = "zulip True user@elsewhere.example\n"
+
+
+def test_mail_that_leaves_goes_through_the_relay_host(mx):
+    """With its log in, encrypted; and the password is nobody else's to read."""
+    with relay(mx) as next_mail:
+        mx.sh(SEND)
+        assert next_mail() == TAKEN
     file = mx.host.file("/etc/postfix/relayhost_password")
     assert (file.mode, file.user) == (0o600, "root") and file.contains("s3cret: relay")
     assert "s3cret" not in mx.sh("cat /etc/postfix/main.cf") + mx.play("--check", "--diff", "-vvv").stdout
+
+
+def test_a_relay_host_with_a_certificate_that_must_be_good(mx):
+    """On port 465; the password goes to no one who only says that he is the relay host."""
+    port_465 = {"postfix_localmail_relayhost": "[outside.example.com]:465", "postfix_localmail_relayhost_tls": "secure"}
+    mx.sh("postsuper -d ALL")
+    assert changed(mx.play(**port_465)) > 0
+    try:
+        with relay(mx) as next_mail:
+            mx.sh(SEND)
+            assert wait(lambda: "certificate not verified" in mx.sh("mailq"), 30), mx.sh("mailq")
+            certificate = testhosts.enter(f"{mx.prefix}-outside", "cat /root/relay.crt")
+            mx.host.run(
+                "echo %s > /usr/local/share/ca-certificates/relay.crt; update-ca-certificates; postfix reload; sleep 1;"
+                " postqueue -f",
+                certificate,
+            )
+            assert next_mail() == TAKEN
+    finally:
+        mx.sh("rm -f /usr/local/share/ca-certificates/relay.crt; update-ca-certificates --fresh")
+        mx.play()
 
 
 def test_size_limit(mx):
