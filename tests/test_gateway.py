@@ -353,22 +353,23 @@ def test_copies_outlive_the_journal(gateway):
 @pytest.mark.parametrize("most", [2**30, 2**20])
 def test_many_copies_cost_a_refusal_nothing(gateway, monkeypatch, most):
     """It neither reads the folder nor the whole index, also where there are too many."""
-    gateway.quarantine._max_bytes = most
     monkeypatch.setattr(os, "fsync", lambda _: None)
+
+    def cost() -> float:
+        started = time.process_time()
+        for _ in range(10):
+            keep_one(gateway)
+        return time.process_time() - started
+
+    usual = min(cost() for _ in range(3))
+    gateway.quarantine._max_bytes = most
     with gateway.journal.change() as database:
         database.executemany(
             "INSERT INTO mail (source, recipient, sender, queue_id, size, state, received, changed, copy)"
             " VALUES ('postfix', 'x', '', '', 1, 'refused', 1, 1, ?)",
             ((str(number),) for number in range(20_000)),
         )
-
-    def cost() -> float:
-        started = time.process_time()
-        for _ in range(20):
-            keep_one(gateway)
-        return (time.process_time() - started) / 20
-
-    assert cost() < 0.02
+    assert min(cost() for _ in range(3)) < 4 * usual
 
 
 def keep_one(gateway):
