@@ -174,11 +174,16 @@ def test_bombs_to_a_channel_cost_us_no_more(mx, subject):
     said = bombs(mx, mx.address(), 6, part=8)
     assert wait(lambda: waiting(mx) == 0, 400), mx.sh("mailq")
     cpu, memory = usage(mx)
-    posted, kept = len(mx.state()["messages"]), len(mx.sh("zulip-email-gateway quarantine list").splitlines())
+
+    def accounted() -> tuple[int, int] | None:
+        found = len(mx.state()["messages"]), len(mx.sh("zulip-email-gateway quarantine list").splitlines())
+        return found if sum(found) == 6 else None
+
+    # Of what the worker is slow with there is a copy until it has told what became of it.
+    posted, kept = wait(accounted, 60) or pytest.fail(mx.journal())
     cost = f"{cpu - before:.2f} s of the service's CPU, {memory:.0f} MiB"
     tell(f"6 bombs to a channel: {cost}, posted {posted}, refused {kept}")
     assert said == ["250"] * 6
-    assert posted + kept == 6, mx.journal()
     assert memory <= 60 and cpu - before <= 6
     mx.sh("zulip-email-gateway quarantine purge --all")
 
