@@ -108,3 +108,9 @@ def test_bombs(tmp_path, name):
     started = time.process_time()
     text(bomb.without_reserved_fields(tmp_path))
     assert time.process_time() - started < 1.5
+
+
+def test_a_line_that_continues_another_field_stays():
+    """A reserved field that ends with one piece, a piece without one, and a piece that begins with such a line."""
+    message = b"X-Peer: abcdefg\r\n" + b"A: abcdefghijkl\r\n" + b" of the field A\r\n" + b"\r\nText"
+    assert without_zulips_headers(message, 17) == message[17:]

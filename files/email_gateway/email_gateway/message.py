@@ -156,7 +156,7 @@ def _cleaned(header: Iterator[bytes]) -> Iterator[bytes]:
             block = block[end.end() :]
         if not block:
             continue
-        if not _HAS_RESERVED.search(block):  # much the faster
+        if not _HAS_RESERVED.search(block):  # the other expression takes four times as long
             in_reserved_field = False
             yield block
             continue
