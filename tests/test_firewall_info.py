@@ -75,7 +75,7 @@ def test_ufw_that_denies_nothing(monkeypatch):
 def test_ufws_applications(monkeypatch):
     def run(*command: str) -> str:
         if command[:3] == ("ufw", "app", "info"):
-            return f"Profile: {command[3]}\n\nPort:\n  {'25' if command[3] == 'Postfix' else '465'}/tcp\n"
+            return f"Profile: {command[3]}\n\nPort:\n  {'465' if 'SMTPS' in command[3] else '25'}/tcp\n"
         return UFW.format(default="deny", rules=f"{application:27}ALLOW IN    Anywhere")
 
     monkeypatch.setattr(firewall_info, "run", run)

@@ -57,7 +57,7 @@ case " $(echo $added) " in *" postfix "*)
     fi
   done ;;
 esac
-# Only now can nothing write to the queue any more. Purging the package deletes it as well.
+# From here on nothing writes to the queue any more. Purging the package deletes it as well.
 if [ ! -x /usr/sbin/postfix ] && ! grep -qx postfix "$before/packages"; then
   if mail_is_left; then
     echo "Mail is left in Postfix's queue, so /var/spool/postfix stays. To have it delivered switch local delivery on" \
