@@ -21,6 +21,9 @@ from testinfra.host import Host
 sys.path.insert(0, str(Path(__file__).parent / "shared"))
 import testhosts
 
+# Modules of tests: what they assert is shown in full as well.
+pytest.register_assert_rewrite("figures", "floods", "rows", "attacks", "strangers", "network", "neighbours", "unusual")
+
 PROJECT = Path(__file__).resolve().parents[1]
 
 

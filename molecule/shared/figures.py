@@ -263,7 +263,7 @@ def replies_in_a_flood(mx: ZulipHost, number: int) -> float:
     slowest, before = 0.0, len(mx.messages("lunch"))
     for count in range(1, number + 1):
         sent = mx.send(mx.reply_address(), text=f"reply {count}")
-        assert sent["accepted"] == 1
+        assert sent["accepted"] == 1, sent
         posted = mx.wait_for("lunch", before + count)[-1]["at"]
         slowest = max(slowest, posted - sent["began"])
     return slowest

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import pytest
 from conftest import ZulipHost
-
-pytest.register_assert_rewrite("floods")
-from floods import *  # noqa: E402, F403
-from floods import fresh  # noqa: E402
+from floods import *  # noqa: F403
+from floods import fresh
 
 
 @pytest.fixture

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from attacks import fresh
 from conftest import ZulipHost
-
-pytest.register_assert_rewrite("attacks", "strangers", "network", "neighbours", "unusual")
-from attacks import fresh  # noqa: E402
-from neighbours import *  # noqa: E402, F403
-from network import *  # noqa: E402, F403
-from strangers import *  # noqa: E402, F403
-from unusual import *  # noqa: E402, F403
+from neighbours import *  # noqa: F403
+from network import *  # noqa: F403
+from strangers import *  # noqa: F403
+from unusual import *  # noqa: F403
 
 
 @pytest.fixture

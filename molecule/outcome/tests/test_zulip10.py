@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import pytest
 from conftest import ZulipHost
-
-pytest.register_assert_rewrite("rows")
-from rows import *  # noqa: E402, F403
-from rows import fresh  # noqa: E402
+from rows import *  # noqa: F403
+from rows import fresh
 
 
 @pytest.fixture

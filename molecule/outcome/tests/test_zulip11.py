@@ -6,10 +6,8 @@ import time
 
 import pytest
 from conftest import ZulipHost, tell, wait
-
-pytest.register_assert_rewrite("rows")
-from rows import *  # noqa: E402, F403
-from rows import fresh, quarantine, raw, status, told  # noqa: E402
+from rows import *  # noqa: F403
+from rows import fresh, quarantine, raw, status, told
 
 
 @pytest.fixture
