@@ -62,7 +62,7 @@ def rendered(folder: Path) -> str:
         __email_gateway_secrets="/etc/zulip/zulip-secrets.conf",
         __email_gateway_imap={
             **{"server": "imap.example.com", "port": 993, "tls": "implicit", "folder": "INBOX"},
-            **{"login": "zulip@example.com", "token_endpoint": "", "scope": ""},
+            **{"login": "zulip@example.com", "token_endpoint": "", "scope": "", "largest": 1000},
         },
     )
 
@@ -74,7 +74,12 @@ def test_template_is_what_the_program_reads(tmp_path):
     assert loaded.pattern == Pattern("", "mail.example.com")
     assert loaded.windows == (Window(50, 60), Window(120, 300), Window(600, 3600))
     assert loaded.quarantine_bytes == 100 * 2**20
-    assert loaded.imap is not None and loaded.imap.port == 993 and loaded.imap.token_endpoint == ""
+    assert (
+        loaded.imap is not None
+        and loaded.imap.port == 993
+        and loaded.imap.token_endpoint == ""
+        and loaded.imap.largest == 1000
+    )
 
 
 @pytest.mark.parametrize(

@@ -397,3 +397,46 @@ def test_a_bug_is_told_with_its_place():
     except KeyError as error:
         verdict = bug(error)
     assert verdict.status == "4.3.0" and "test_gateway.py" in verdict.reason and TOKEN not in verdict.reason
+
+
+FROM_INBOX = Envelope(CHANNEL, source="inbox", known_by=("inbox", "one", "1"))
+COPIES = (
+    b"Delivered-To: a\r\nMessage-ID: <1@example.org>\r\nFrom: a\r\nSubject: s\r\n\r\nText",
+    b"Received: x\r\nDelivered-To: b\r\nFrom: a\r\nMessage-ID: <1@example.org>\r\nSubject: s\r\n\r\nText",
+)
+
+
+def test_copies_of_one_mail_in_an_inbox_are_posted_once_to_each_address(gateway):
+    """A provider may keep one for each recipient."""
+    gateway.answers = [POSTED]
+    for number, text in enumerate(COPIES):
+        verdict = gateway.deliver(FROM_INBOX._replace(known_by=("inbox", "one", str(number))), mail(text))
+        assert isinstance(verdict, Delivered)
+    assert len(gateway.handed) == 1
+    other = CHANNEL.replace(TOKEN, TOKEN[::-1])
+    gateway.deliver(FROM_INBOX._replace(known_by=("inbox", "one", "2"), recipient=other), mail(COPIES[0]))
+    assert len(gateway.handed) == 2
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (COPIES[0], COPIES[0].replace(b"Text", b"Test")),
+        (COPIES[0], COPIES[0].replace(b"<1@", b"<2@")),
+        (COPIES[0], COPIES[0].replace(b"Subject: s", b"Subject: t")),
+        (COPIES[0].replace(b"Message-ID", b"X"), COPIES[0].replace(b"Message-ID", b"X")),
+    ],
+)
+def test_what_may_be_another_mail_is_posted(gateway, one, other):
+    gateway.answers = [POSTED]
+    for number, text in enumerate((one, other)):
+        gateway.deliver(FROM_INBOX._replace(known_by=("inbox", "one", str(number))), mail(text))
+    assert len(gateway.handed) == 2
+
+
+def test_a_copy_of_what_was_refused_is_tried(gateway):
+    """Somebody may have moved it back into the inbox."""
+    gateway.answers = [Refused("5.1.1", "unknown address", "no")]
+    gateway.deliver(FROM_INBOX, mail(COPIES[0]), keep_refused=False)
+    gateway.answers = [POSTED]
+    assert gateway.deliver(FROM_INBOX._replace(known_by=("inbox", "one", "2")), mail(COPIES[0])) == POSTED

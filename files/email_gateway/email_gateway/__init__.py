@@ -31,7 +31,8 @@ quarantine          copies of refused mail, and of what Zulip has lost
 failures            mail that failed inside Zulip after it was accepted
 revival             Zulip 11's mail server that has lost its database
 polling             takes mail out of an inbox; imap_session, oauth: its session and tokens;
-                    recipient_field: to whom such a mail was sent
+                    recipient_field: to whom such a mail was sent; inbox_notes: what
+                    outlives a restart; watchdog: systemd ends what hangs
 config              gateway.conf and the credential file
 migration           what earlier versions have left
 files, deadline     files that are complete or not there, and those of others; how long something may take

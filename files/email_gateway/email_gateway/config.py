@@ -28,7 +28,8 @@ class Window(NamedTuple):
 
 
 class Imap(NamedTuple):
-    """The inbox. tls: "implicit" or "starttls"; token_endpoint: empty without OAuth 2."""
+    """The inbox. tls: "implicit", "starttls" or "none"; token_endpoint: empty without OAuth 2; largest: what
+    Zulip takes of a mail at most (bytes)."""
 
     server: str
     port: int
@@ -37,6 +38,7 @@ class Imap(NamedTuple):
     login: str
     token_endpoint: str
     scope: str
+    largest: int
     secret: Path | dict[str, str]
 
     def secrets(self) -> dict[str, str]:
@@ -142,6 +144,7 @@ def _imap(section: configparser.SectionProxy) -> Imap:
         login=section["login"],
         token_endpoint=section["token_endpoint"],
         scope=section["scope"],
+        largest=int(_positive(section["largest"])),
         secret=Path(section["secret"]),
     )
 

@@ -47,6 +47,8 @@ from .verdict import (
 
 # The cause of a mail for another domain or prefix than gateway.conf has.
 OTHER_PATTERN = "other pattern"
+# The cause of a mail of which an inbox has several copies.
+COPY = "copy"
 SPOOL = "spool"
 # A mail that Zulip fails with is given up after so many times: each takes room for another.
 _TRIES = 3
@@ -123,15 +125,27 @@ class Gateway:
             key = os.urandom(16)
             if envelope.known_by:  # in an inbox by the UID alone; a queue ID comes again
                 key = key_of(*envelope.known_by, b"" if envelope.source == "inbox" else message.digest())
-            mail = Mail(key, envelope.source, envelope.recipient, envelope.sender, envelope.queue_id, message.size)
+            mail = Mail(
+                *(key, envelope.source, envelope.recipient, envelope.sender, envelope.queue_id, message.size),
+                self._content(envelope, message),
+            )
             with self._alone(key), self.backlog.brought(self._address_of(envelope.recipient)):
                 self._tell(key)
                 if verdict := self.journal.verdict(key):
                     return verdict
-                attempt = self._try(mail, message, self.config.max_wait if max_wait is None else max_wait)
+                if mail.content is not None and self.journal.has_posted(mail.content):
+                    attempt = Attempt(Delivered("a copy of a mail that was posted before", COPY))
+                else:
+                    attempt = self._try(mail, message, self.config.max_wait if max_wait is None else max_wait)
                 return self._note(mail, attempt, message, keep_refused)
         except (Trouble, OSError) as error:
             return _verdict(error, self.spool)
+
+    def _content(self, envelope: Envelope, message: Message) -> bytes | None:
+        """A provider may keep a copy of a mail for each of its recipients, all in the same inbox."""
+        fingerprint = message.fingerprint() if envelope.source == "inbox" else None
+        token = addresses.token_of(envelope.recipient, self.config.pattern)
+        return None if fingerprint is None else key_of("content", token, fingerprint)
 
     def succeed(self, former: Gateway) -> None:
         """Take over what the gateway of the former configuration is still about."""

@@ -11,11 +11,13 @@ import re
 import socket
 import ssl
 import time
-from typing import Any, BinaryIO
+from collections.abc import Sequence
+from typing import Any, BinaryIO, NamedTuple, Protocol
 
 import imap_tools
 from imap_tools.errors import ImapToolsError
 
+from . import recipient_field
 from .config import Imap
 from .oauth import Tokens
 from .verdict import Trouble, one_line
@@ -25,13 +27,31 @@ FAILED_FOLDER = "Zulip-Failed"
 POLL_INTERVAL = 15.0
 # So much of a header is looked at for the recipient, and so much of a mail is in memory (bytes).
 _MOST_OF_HEADER, _PIECE = 2**17, 2**20
+# One line of an answer to SEARCH is bounded (imaplib, 1,000,000 bytes): so many mails are in one at most.
+_MOST_FOUND = 50_000
 _NOTHING = re.compile(rb'\bBODY\[[A-Z]*\](<\d+>)? (""|NIL)')
+_HEADER = f"BODY.PEEK[HEADER.FIELDS ({' '.join(recipient_field.FIELDS)})]<0.{_MOST_OF_HEADER}>".upper()
+_UID, _SIZE = re.compile(rb"\bUID (\d{1,10})\b"), re.compile(rb"\bRFC822\.SIZE (\d{1,20})\b")
 # What can go wrong on the way to the server and back.
 _BROKEN = (OSError, imaplib.IMAP4.error, ImapToolsError)
 
 
 class Declined(Trouble):
     """The server has said no to something about one mail; the session goes on."""
+
+
+class Seen(NamedTuple):
+    """A mail, without fetching it: its size (bytes), and of its header what tells its recipients."""
+
+    size: int
+    header: bytes
+
+
+class Copies(Protocol):
+    """Remembers which mails were copied, and could not be removed yet."""
+
+    def was_copied(self, uid: int) -> bool: ...
+    def copied(self, uid: int) -> None: ...
 
 
 class ImapSession:
@@ -48,10 +68,10 @@ class ImapSession:
             self._log_in(tokens)
             # Which folder it is: UIDVALIDITY alone is the same in many inboxes.
             self.identity = f"{imap.login} {imap.server} {imap.folder} {self._open(imap.folder)}"
-            self._capabilities = {str(name).upper() for name in self._box.client.capabilities}
+            self._capabilities = self._offered()
             _, answer = self._box.client.capability()  # what it can do often differs after the log in
             self._capabilities |= set((answer[0] or b"").decode("ascii", "replace").upper().split())
-            self._failed_folder = self._prefix() + FAILED_FOLDER
+            self._failed_folder = _quoted(self._prefix() + FAILED_FOLDER.encode())
         except BaseException as error:
             self.close()
             if isinstance(error, _BROKEN):
@@ -66,13 +86,29 @@ class ImapSession:
         except _BROKEN:
             self._box.client.shutdown()
 
-    def uids(self) -> list[int]:
-        """The mails in the folder, oldest first."""
-        return self._found("UNDELETED")
+    def uids(self, after: int = 0) -> list[int]:
+        """The mails in the folder, oldest first; only those with a UID greater than `after`."""
+        newer = f"UID {after + 1}:*"
+        number = self._number_of_mails()
+        if self._next_uid - after <= _MOST_FOUND or number <= _MOST_FOUND:
+            found = self._found(newer, "UNDELETED")
+        else:
+            found = []
+            for first in range(1, number + 1, _MOST_FOUND):
+                last = first + _MOST_FOUND - 1
+                found += self._found(f"{first}:{last if last < number else '*'}", newer, "UNDELETED")
+        # Of `n:*` the last mail is always one.
+        return sorted(uid for uid in set(found) if uid > after)
 
-    def header(self, uid: int) -> bytes | None:
-        """The beginning of a mail's header; None if the mail is gone."""
-        return self._part(uid, f"BODY.PEEK[HEADER]<0.{_MOST_OF_HEADER}>")
+    def headers(self, uids: Sequence[int]) -> dict[int, Seen]:
+        """What tells of mails to whom they are, by UID; without those that are gone."""
+        seen = {}
+        answer = self._uid("FETCH", ",".join(map(str, uids)), f"(UID RFC822.SIZE {_HEADER})")
+        for text, literal in _items(answer):
+            uid, size = _UID.search(text), _SIZE.search(text)
+            if uid and size and int(uid[1]) in uids:
+                seen[int(uid[1])] = Seen(int(size[1]), literal)
+        return seen
 
     def message(self, uid: int, file: BinaryIO) -> int | None:
         """Write a mail as it came, piece by piece; its size (bytes), None if it is gone."""
@@ -90,21 +126,24 @@ class ImapSession:
         """The mails that are marked as deleted and could be gone."""
         if "UIDPLUS" not in self._capabilities:
             return []
-        return self._found("DELETED")
+        return sorted(set(self._found("DELETED")))
 
     def remove(self, uid: int) -> None:
         """Take a mail out of the inbox for good."""
         self._uid("STORE", str(uid), "+FLAGS", r"(\Deleted)")
         self._expunge(uid)
 
-    def set_aside(self, uid: int) -> None:
+    def set_aside(self, uid: int, copies: Copies) -> None:
         """Move a mail to the folder for what cannot be posted."""
-        self._make_failed_folder()
         if "MOVE" in self._capabilities:
+            self._make_failed_folder()
             self._uid("MOVE", str(uid), self._failed_folder)
-        else:
+            return
+        if not copies.was_copied(uid):
+            self._make_failed_folder()
             self._uid("COPY", str(uid), self._failed_folder)
-            self.remove(uid)
+            copies.copied(uid)
+        self.remove(uid)
 
     def wait(self, seconds: float) -> None:
         """Return when something has changed, or after that time."""
@@ -122,8 +161,15 @@ class ImapSession:
         # Its name until imap_tools 1.8 was MailBoxTls.
         starttls: Any = getattr(imap_tools, "MailBoxStartTls", None) or getattr(imap_tools, "MailBoxTls", None)
         kind = imap_tools.MailBox if imap.tls == "implicit" else starttls
+        # As Python did until 3.12: certificates of many a private authority lack what 3.13 asks for.
+        context = ssl.create_default_context()
+        context.verify_flags &= ~ssl.VERIFY_X509_STRICT
         try:
-            box: Any = kind(imap.server, port=imap.port, timeout=timeout, ssl_context=ssl.create_default_context())
+            box: Any
+            if imap.tls == "none":
+                box = imap_tools.MailBoxUnencrypted(imap.server, port=imap.port, timeout=timeout)
+            else:
+                box = kind(imap.server, port=imap.port, timeout=timeout, ssl_context=context)
             if not hasattr(box, "client"):
                 box.client = box.box  # imap_tools 0.50, Ubuntu 22.04's
             # A connection that died without a word is noticed within two minutes.
@@ -147,7 +193,7 @@ class ImapSession:
         login = self._imap.login
         try:
             if tokens is None:
-                self._box.login(login, self._imap.secrets()["password"], initial_folder=None)
+                self._log_in_with_password(login, self._imap.secrets()["password"])
                 return
             try:
                 self._box.xoauth2(login, tokens.access_token(), initial_folder=None)
@@ -156,12 +202,29 @@ class ImapSession:
         except imaplib.IMAP4.abort:
             raise
         except UnicodeError as error:
-            reason = f"the login {login} or its password has characters that are not ASCII; IMAP's LOGIN takes none"
+            what = "has characters that are not ASCII, which LOGIN cannot send"
+            reason = f"the login {login} or its password {what}, and {self._where} does not offer AUTH=PLAIN"
             raise Trouble("4.7.8", "IMAP log in", reason) from error
         except (imaplib.IMAP4.error, ImapToolsError) as error:
             what = "the password (email_gateway_password)" if tokens is None else "the OAuth 2 token"
             reason = f"{self._where} refuses {what} of {login}: {_why(error)}"
             raise Trouble("4.7.8", "IMAP log in", reason) from error
+
+    def _log_in_with_password(self, login: str, password: str) -> None:
+        """By SASL where that is offered (RFC 4616): it takes any character, and LOGIN may be disabled."""
+        offered = self._offered()
+        if "AUTH=PLAIN" in offered:
+            sent = f"\0{login}\0{password}".encode()
+            self._box.client.authenticate("PLAIN", lambda _: sent)
+        elif "LOGINDISABLED" in offered:
+            ways = ", ".join(sorted(name for name in offered if name.startswith("AUTH="))) or "nothing"
+            reason = f"{self._where} takes no password: it has disabled LOGIN and offers {ways}"
+            raise Trouble("4.7.8", "IMAP log in", f"{reason}; see OAuth 2 in docs/polling.md")
+        else:
+            self._box.login(login, password, initial_folder=None)
+
+    def _offered(self) -> set[str]:
+        return {str(name).upper() for name in self._box.client.capabilities}
 
     def _open(self, folder: str) -> int:
         """Select `folder`; its UIDVALIDITY (RFC 3501, 2.3.1.1)."""
@@ -172,25 +235,39 @@ class ImapSession:
                 raise
             reason = f"{self._where} has no folder {folder!r} for {self._imap.login}: {_why(error)}"
             raise Trouble("4.3.5", "IMAP folder", f"{reason}; look at email_gateway_imap_folder") from error
+        self._number_told = 0
+        _, found = self._box.client.response("UIDNEXT")
+        self._next_uid = self._number(found[0] or b"%d" % 2**32)
         _, found = self._box.client.response("UIDVALIDITY")
         return self._number(found[0] or b"0")
 
-    def _prefix(self) -> str:
-        """Where folders of the user's own may be, "INBOX." for example (RFC 2342)."""
+    def _number_of_mails(self) -> int:
+        """As the server has told the last time."""
+        _, told = self._box.client.response("EXISTS")
+        if told[-1] is not None:
+            self._number_told = self._number(told[-1])
+        return self._number_told
+
+    def _prefix(self) -> bytes:
+        """Where folders of the user's own may be, "INBOX." for example, as the server writes it (RFC 2342)."""
         if "NAMESPACE" not in self._capabilities:
-            return ""
+            return b""
         found, *_ = self._check(self._box.client.namespace())
-        personal = re.match(rb'\(\("([^"]*)"', found or b"")
-        return personal[1].decode("ascii", "replace") if personal else ""
+        if isinstance(found, tuple):  # it came as a literal
+            return bytes(found[1]) if found[0].startswith(b"(({") else b""
+        personal = re.match(rb'\(\("((?:[^"\\]|\\.)*)"', found or b"")
+        return re.sub(rb"\\(.)", rb"\1", personal[1]) if personal else b""
 
     def _make_failed_folder(self) -> None:
+        client = self._box.client
         try:
-            if not self._box.folder.exists(self._failed_folder):
-                self._box.folder.create(self._failed_folder)
+            if self._check(client.list('""', self._failed_folder)) in ([None], []):
+                self._check(client.create(self._failed_folder))
         except (imaplib.IMAP4.abort, OSError) as error:
             raise self._trouble(error) from error
         except (imaplib.IMAP4.error, ImapToolsError) as error:
-            reason = f"{self._where} declines to make the folder {self._failed_folder}: {_why(error)}"
+            name = self._failed_folder.decode("ascii", "replace")
+            reason = f"{self._where} declines to make the folder {name}: {_why(error)}"
             raise Declined("4.4.2", "IMAP declined", reason) from error
 
     def _expunge(self, uid: int) -> None:
@@ -199,10 +276,9 @@ class ImapSession:
         if "UIDPLUS" in self._capabilities:
             self._uid("EXPUNGE", str(uid))
 
-    def _found(self, criterion: str) -> list[int]:
-        """The UIDs of what SEARCH finds, in ascending order."""
-        found, *_ = self._uid("SEARCH", criterion)
-        return sorted(self._number(word) for word in (found or b"").split())
+    def _found(self, *criteria: str) -> list[int]:
+        """The UIDs of what SEARCH finds; a server may answer in several lines."""
+        return [self._number(word) for line in self._uid("SEARCH", *criteria) for word in (line or b"").split()]
 
     def _number(self, word: bytes) -> int:
         if not re.fullmatch(rb"[0-9]{1,20}", word):
@@ -217,16 +293,16 @@ class ImapSession:
                 return b""  # behind the end
         return None
 
-    def _uid(self, *command: str) -> list[Any]:
+    def _uid(self, command: str, *arguments: str | bytes) -> list[Any]:
         # imaplib keeps what came before a NO, and would take it for the next answer.
         for kind in ("FETCH", "SEARCH"):
             self._box.client.response(kind)
         try:
-            return self._check(self._box.client.uid(*command))
+            return self._check(self._box.client.uid(command, *arguments))
         except (imaplib.IMAP4.abort, OSError) as error:
             raise self._trouble(error) from error
         except imaplib.IMAP4.error as error:
-            reason = f"{self._where} declines {command[0]}: {_why(error)}"
+            reason = f"{self._where} declines {command}: {_why(error)}"
             raise Declined("4.4.2", "IMAP declined", reason) from error
 
     @staticmethod
@@ -238,6 +314,24 @@ class ImapSession:
 
     def _trouble(self, error: BaseException) -> Trouble:
         return Trouble("4.4.2", "IMAP session", f"the session with {self._where} broke: {_why(error)}")
+
+
+def _quoted(name: bytes) -> bytes:
+    """A mailbox's name as a quoted string (RFC 3501, 4.3)."""
+    return b'"' + re.sub(rb'(["\\])', rb"\\\1", name) + b'"'
+
+
+def _items(answer: Sequence[Any]) -> list[tuple[bytes, bytes]]:
+    """What FETCH tells of each mail: the text around its literal, and the literal (empty without one)."""
+    items: list[tuple[bytes, bytes]] = []
+    for part in answer:
+        if isinstance(part, tuple):
+            items.append((part[0], bytes(part[1])))
+        elif isinstance(part, bytes) and re.match(rb"\d+ \(", part):
+            items.append((part, b""))
+        elif isinstance(part, bytes) and items:  # what follows the literal
+            items[-1] = (items[-1][0] + part, items[-1][1])
+    return items
 
 
 def _why(error: BaseException) -> str:

@@ -46,7 +46,7 @@ _COUNTED = 90 * 86400
 
 # mail: source is postfix, inbox, zulip (a mail that failed there: queue_id is then what it is
 # known by) or operator; recipient is shortened unless there is a copy to deliver again; copy
-# is a file of the quarantine; tries: how often Zulip has failed with it.
+# is a file of the quarantine; tries: how often Zulip has failed with it; content: see Mail.
 # unit: a place in Zulip's rate limit, see Unit. count: outcomes by the hour. note: the rest.
 # flight: mail that Zulip has and whose outcome is not known, see Flight. known: addresses that Zulip
 # knew the last time; name is what it calls the channel, where it has said so. failure: mail in
@@ -87,6 +87,10 @@ DROP TABLE place;
 DELETE FROM failure;
 CREATE TABLE known (address BLOB PRIMARY KEY, name TEXT NOT NULL, changed REAL NOT NULL) WITHOUT ROWID;
 CREATE TABLE queued (address BLOB, queue_id TEXT, at REAL NOT NULL, PRIMARY KEY (address, queue_id)) WITHOUT ROWID;
+""",
+    """
+ALTER TABLE mail ADD COLUMN content BLOB;
+CREATE INDEX mail_content ON mail (content) WHERE content IS NOT NULL;
 """,
 )
 _COPIES = (
@@ -147,7 +151,8 @@ class Flight:
 
 
 class Mail(NamedTuple):
-    """What is known of a mail besides its text. key: the same for the same mail."""
+    """What is known of a mail besides its text. key: the same for the same mail. content: the same for
+    all copies that an inbox has of a mail to one address; None where that is not known."""
 
     key: bytes
     source: str
@@ -155,6 +160,7 @@ class Mail(NamedTuple):
     sender: str
     queue_id: str
     size: int
+    content: bytes | None = None
 
 
 class Copy(NamedTuple):
@@ -270,6 +276,12 @@ class Journal:
                     database.execute("UPDATE mail SET changed = ? WHERE id = ?", (time.time(), row[0]))
         return states
 
+    def has_posted(self, content: bytes) -> bool:
+        """True if Zulip has accepted a copy of this mail."""
+        query = "SELECT 1 FROM mail WHERE content = ? AND state IN ('delivered', 'waiting')"
+        with self._look() as database:
+            return database.execute(query, (content,)).fetchone() is not None
+
     def fails_alone(self, key: bytes) -> int:
         """How often Zulip has failed with a mail, if it has posted a later one since the last time; else 0."""
         query = (
@@ -292,9 +304,9 @@ class Journal:
         """Note that a mail is about to be handed over."""
         now = time.time()
         database.execute(
-            "INSERT INTO mail (key, source, recipient, sender, queue_id, size, state, received, changed)"
-            " VALUES (?, ?, ?, ?, ?, ?, 'open', ?, ?) ON CONFLICT (key) DO UPDATE SET state = 'open', changed = ?",
-            (mail.key, mail.source, redact(mail.recipient), mail.sender, mail.queue_id, mail.size, now, now, now),
+            "INSERT INTO mail (key, source, recipient, sender, queue_id, size, content, state, received, changed)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, 'open', ?, ?) ON CONFLICT (key) DO UPDATE SET state = 'open', changed = ?",
+            (*mail._replace(recipient=redact(mail.recipient)), now, now, now),
         )
 
     @staticmethod
@@ -308,14 +320,14 @@ class Journal:
         status, reason = ("", verdict.note) if isinstance(verdict, Delivered) else (verdict.status, verdict.reason)
         recipient = redact(mail.recipient) if copy is None else mail.recipient
         database.execute(
-            "INSERT INTO mail (key, source, recipient, sender, queue_id, size, state, status, cause, reason, received,"
-            " changed, copy, lost) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (key) DO UPDATE SET"
+            "INSERT INTO mail (key, source, recipient, sender, queue_id, size, content, state, status, cause, reason,"
+            " received, changed, copy, lost) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+            " ON CONFLICT (key) DO UPDATE SET"
             " recipient = excluded.recipient, state = excluded.state, status = excluded.status,"
             " cause = excluded.cause, reason = excluded.reason, changed = excluded.changed, copy = excluded.copy,"
             " lost = excluded.lost",
-            (*(mail.key, mail.source, recipient, mail.sender, mail.queue_id, mail.size),
-             *(state, status, cause, reason, now, now, copy, lost)),
-        )  # fmt: skip
+            (*mail._replace(recipient=recipient), state, status, cause, reason, now, now, copy, lost),
+        )
         if isinstance(verdict, Deferred) and verdict.counted:
             database.execute("UPDATE mail SET tries = tries + 1 WHERE key = ?", (mail.key,))
         if state == outcome:

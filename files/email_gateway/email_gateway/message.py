@@ -24,6 +24,9 @@ PIECE = 3 * 2**14
 _RESERVED = rb"X-(?:RcptTo|MailFrom|Peer)[ \t]*:"
 _LINE_END = rb"(?:\r\n|\r(?!\n)|\n)"
 _HAS_RESERVED = re.compile(_RESERVED, re.IGNORECASE)
+# By these its sender tells a mail from his others.
+_IDENTITY = re.compile(rb"(?im)^(?:Message-ID|Date|From|Subject)[ \t]*:[^\r\n]*(?:\r?\n[ \t][^\r\n]*)*")
+_MOST_OF_HEADER = 2**17
 # A line end and the beginning of another: what is between them is an empty line.
 _EMPTY_LINE = (b"\n\n", b"\n\r", b"\r\r")
 # Such a field with the lines that continue it; what goes on behind the piece is cut off later.
@@ -65,6 +68,19 @@ class Message:
         """The same for the same mail, and for no other (16 bytes)."""
         digest = hashlib.blake2b(digest_size=16)
         for piece in self.pieces():
+            digest.update(piece)
+        return digest.digest()
+
+    def fingerprint(self) -> bytes | None:
+        """The same for copies of one mail, whatever mail systems have noted on the way (16 bytes); None if
+        it has no Message-ID, by which its sender tells it from the others (RFC 5322, 3.6.4)."""
+        begin = self.text(0, _MOST_OF_HEADER)
+        end = _header_end(begin)
+        fields = _IDENTITY.findall(begin[:end])
+        if end is None or not any(field.lower().startswith(b"message-id") for field in fields):
+            return None
+        digest = hashlib.blake2b(b"".join(sorted(fields)), digest_size=16)
+        for piece in self.pieces(end):
             digest.update(piece)
         return digest.digest()
 

@@ -2,13 +2,14 @@
 
 A process of its own, because it reads what strangers send; the service hands the mail
 over. A mail leaves the inbox only when Zulip has accepted it, or for the folder of what
-cannot be posted. What was accepted but not yet removed when the program ended stands in
-the service's journal, and is only removed.
+cannot be posted; one that is not for Zulip stays. What was accepted but not yet removed when
+the program ended stands in the service's journal, and is only removed.
 """
 
 from __future__ import annotations
 
 import fcntl
+import itertools
 import os
 import signal
 import time
@@ -17,16 +18,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from . import addresses
+from . import addresses, watchdog
 from .addresses import redact, token_of
 from .client import Client
 from .config import Config, Imap
 from .imap_session import FAILED_FOLDER, Declined, ImapSession
+from .inbox_notes import Notes
 from .message import stored
 from .oauth import Tokens
-from .recipient_field import find_recipient
+from .recipient_field import find_recipients
 from .submission import SPOOL
-from .verdict import RATE_LIMITED, Deferred, Delivered, Trouble, Verdict, bug
+from .verdict import RATE_LIMITED, Deferred, Refused, Trouble, bug
 
 # Wait this long (seconds) for new mail before looking again by oneself. Short at
 # first: a server may have told of a mail in the answer to another command.
@@ -39,6 +41,13 @@ RETRIES = (2.0, 5.0, 10.0, 20.0, 40.0, 60.0)
 MAX_WAIT, ROOM_RETRY = 1.0, 4.0
 # So many mails in a row that Zulip could not take: it is not the mails.
 ENOUGH = 3
+# A mail that Zulip cannot take is tried again after half the time since the first try, within
+# these limits, and not any more after five days (seconds); as in Postfix's queue.
+SOONEST, LATEST, GIVEN_UP = 2.0, 1000.0, 5 * 86400.0
+# So many headers are fetched at once; so many addresses a mail may be for.
+BATCH, MOST_RECIPIENTS = 50, 20
+# Reading headers takes no longer (seconds).
+READ_WITHIN = 60.0
 
 
 # Causes for which not this one mail waits, but all of its channel (for room), or of all channels.
@@ -46,13 +55,26 @@ _NO_ROOM = (RATE_LIMITED, "worker")
 
 
 class Round(NamedTuple):
-    """What came of one round: the mails it has seen, by UID, how many left the inbox, how
-    many stay, and whether that is for want of room within Zulip's limits."""
+    """What came of one round: how many mails for Zulip have left the inbox, how many stay, and
+    whether that is for want of room within Zulip's limits."""
 
-    uids: set[int]
     taken: int
     left: int
     no_room: bool
+
+
+class Found(NamedTuple):
+    """A mail for Zulip in the inbox: its size (bytes), and to which of Zulip's addresses it is."""
+
+    size: int
+    recipients: tuple[str, ...]
+
+
+class Waits(NamedTuple):
+    """What a mail waits for, and the token of the address for which it does."""
+
+    verdict: Deferred
+    token: str
 
 
 class Stopped(BaseException):
@@ -86,12 +108,22 @@ class Inbox:
         self._imap = config.imap
         self._tokens = _tokens(self._imap, config.state_dir, config.timeout)
         self._identity = ""
-        # The recipients of what still waits, by UID.
-        self._recipients: dict[int, str | None] = {}
-        # What they wait for, the one tried last at the end; so the journal has it once.
+        self._notes: Notes
+        # Of what was looked at, what is for Zulip, by UID; and which of it Zulip has already.
+        self._mails: dict[int, Found] = {}
+        self._done: set[int] = set()
+        # What is not for Zulip, as far as _notes do not tell.
+        self._others: set[int] = set()
+        # What mails wait for, the one tried last at the end; so the journal has it once.
         self._waiting_for: dict[int, str] = {}
+        # When to try again (Unix seconds); and since when Zulip takes nothing at all.
+        self._due: dict[int, float] = {}
+        self._down_since: float | None = None
         # What the server would not hand out or move.
         self._stuck: set[int] = set()
+        # What this round has seen, and the latest of it.
+        self._seen: set[int] = set()
+        self._newest = 0
         self._failures = 0
         self._stopping = self._waiting = False
 
@@ -112,6 +144,7 @@ class Inbox:
     def _one_session(self) -> None:
         """Log in, serve until something breaks, and wait."""
         try:
+            self._step()
             mailbox = ImapSession(self._imap, self._tokens, self._config.timeout)
             try:
                 _say(f"reading {self._imap.folder} of {self._imap.login} at {self._imap.server}")
@@ -125,8 +158,13 @@ class Inbox:
             self._failures += 1
             why = error if isinstance(error, Trouble) else bug(error).reason
             _say(f"{why}; next try in {pause:g} s")
+            self._step(pause)
             with self._may_be_stopped():
                 time.sleep(pause)
+
+    def _step(self, seconds: float = 0.0) -> None:
+        """What is done until the next step takes some answers of the server and the service, and that time."""
+        watchdog.expect(seconds + READ_WITHIN + 10 * self._config.timeout + self._config.hand_over)
 
     def _on_sigterm(self, *_: object) -> None:
         """Stop between two mails."""
@@ -146,15 +184,11 @@ class Inbox:
 
     def _serve(self, mailbox: ImapSession) -> None:
         """Rounds through the inbox; ends with Trouble when the session breaks."""
-        if mailbox.identity != self._identity:
-            self._identity = mailbox.identity
-            self._recipients.clear()
-            self._waiting_for.clear()
-        self._stuck.clear()
         # The session before may have broken in the middle of it.
         for uid in self._service.delivered(mailbox.identity, mailbox.half_removed()):
             with self._alone(uid):
                 mailbox.remove(uid)
+        self._stuck.clear()
         quiet = deferred = 0
         while True:
             seen = self.take_all(mailbox)
@@ -168,54 +202,133 @@ class Inbox:
                 quiet, deferred = (0 if seen.taken else quiet + 1), 0
                 pause = WAITS[min(quiet, len(WAITS) - 1)]
             # The server has told of these already, in the answer to another command.
-            if not set(mailbox.uids()) - seen.uids:
+            if not set(mailbox.uids(self._notes.passed)) - self._seen - self._others:
+                self._step(pause)
                 with self._may_be_stopped():
                     mailbox.wait(pause)
 
     def take_all(self, mailbox: ImapSession) -> Round:
         """One round through what is in the inbox, and the replies that come meanwhile."""
-        uids = mailbox.uids()
-        done = self._service.delivered(mailbox.identity, uids)
-        # Those that Zulip or the server had trouble with come last, in the order in which
-        # they were tried: it may be they.
-        trouble = [uid for uid, cause in self._waiting_for.items() if cause not in _NO_ROOM]
-        queue = [uid for uid in uids if uid not in trouble] + [uid for uid in trouble if uid in uids]
-        seen, taken, in_a_row = set(uids), 0, 0
+        self._know(mailbox)
+        began = time.time()
+        queue = self._queue(mailbox)
+        self._seen = set(queue)
+        self._newest = max((*queue, *self._others, self._notes.passed))
+        taken = in_a_row = 0
         waiting = set[str]()  # tokens of channels; "" for all
         while queue and in_a_row < ENOUGH:
-            uid = queue.pop(0)
             if self._stopping:
                 raise Stopped
-            if uid in self._stuck or (uid not in done and self._has_to_wait(mailbox, uid, waiting)):
+            self._step()
+            uid = queue.pop(0)
+            if uid in self._stuck or not self._is_for_zulip(mailbox, uid, queue):
                 continue
-            verdict = self._remove_or_take(mailbox, uid, uid in done)
+            is_done = uid in self._done
+            if not is_done and (self._due.get(uid, 0.0) > time.time() or self._has_to_wait(uid, waiting)):
+                continue
+            waits_for = self._remove_or_take(mailbox, uid, is_done)
             if uid in self._stuck:
                 continue
-            if not isinstance(verdict, Deferred):
+            if waits_for is None:
                 taken, in_a_row = taken + 1, 0
-                replies = [new for new in mailbox.uids() if new not in seen and self._is_reply(mailbox, new)]
-                seen.update(replies)
-                queue[:0] = replies
-            elif verdict.cause in _NO_ROOM:
-                waiting.add(self._token(uid) if verdict.cause == RATE_LIMITED else "")
+                self._is_up()
+                queue[:0] = self._new_replies(mailbox)
+            elif waits_for.verdict.cause in _NO_ROOM:
+                waiting.add(waits_for.token if waits_for.verdict.cause == RATE_LIMITED else "")
                 in_a_row = 0
             else:
                 in_a_row += 1
-        self._recipients = {uid: found for uid, found in self._recipients.items() if uid in seen}
-        self._waiting_for = {uid: cause for uid, cause in self._waiting_for.items() if uid in seen}
-        return Round(seen, taken, len(seen) - taken, bool(waiting))
+        if (in_a_row >= ENOUGH or (in_a_row and not taken)) and self._down_since is None:
+            self._down_since = began
+        self._pass_over(queue)
+        return Round(taken, len(self._mails.keys() | set(queue)), bool(waiting))
 
-    def _remove_or_take(self, mailbox: ImapSession, uid: int, is_done: bool) -> Verdict | None:
+    def _know(self, mailbox: ImapSession) -> None:
+        """Begin anew with an inbox that is not the one of the session before."""
+        if mailbox.identity != self._identity:
+            self._identity = mailbox.identity
+            pattern = self._config.pattern
+            self._notes = Notes(self._config.state_dir, f"{mailbox.identity} {pattern.address('%s')}")
+            self._mails, self._waiting_for, self._due = {}, {}, {}
+            self._done, self._others = set(), set()
+
+    def _queue(self, mailbox: ImapSession) -> list[int]:
+        """What may be for Zulip, in the order in which to try; what has left the inbox is forgotten."""
+        uids = mailbox.uids(self._notes.passed)
+        present = set(uids)
+        self._mails = {uid: found for uid, found in self._mails.items() if uid in present}
+        self._waiting_for = {uid: cause for uid, cause in self._waiting_for.items() if uid in present}
+        self._due = {uid: due for uid, due in self._due.items() if uid in present}
+        self._done &= present
+        self._others &= present
+        self._notes.keep_only(present)
+        # Those that Zulip or the server had trouble with come last, in the order in which
+        # they were tried: it may be they.
+        trouble = [uid for uid, cause in self._waiting_for.items() if cause not in _NO_ROOM]
+        last = set(trouble) | self._others
+        return [uid for uid in uids if uid not in last] + trouble
+
+    def _is_for_zulip(self, mailbox: ImapSession, uid: int, queue: list[int]) -> bool:
+        """Whether a mail is for Zulip; looks at those that are next in the queue as well."""
+        if uid not in self._mails and uid not in self._others:
+            batch = [uid]
+            if uid not in self._notes.suspects:
+                unknown = (next_ for next_ in queue if next_ not in self._mails and next_ not in self._notes.suspects)
+                batch += itertools.islice(unknown, BATCH - 1)
+            try:
+                self._look_at(mailbox, batch)
+            except Declined:
+                with self._alone(uid):  # it may be one of them
+                    self._look_at(mailbox, [uid])
+        return uid in self._mails
+
+    def _look_at(self, mailbox: ImapSession, uids: list[int]) -> None:
+        """Find out to whom mails are, and which of them Zulip has already."""
+        for uid in self._notes.too_bad & set(uids):
+            with self._alone(uid):
+                self._set_aside(mailbox, uid, "the gateway has ended twice while it read its header")
+            self._others.add(uid)
+        uids = [uid for uid in uids if uid not in self._others]
+        seen = mailbox.headers(uids) if uids else {}
+        with self._notes.reading(uids):
+            for uid, (size, header) in seen.items():
+                recipients = tuple(find_recipients(header, self._config.pattern))
+                if recipients:
+                    self._mails[uid] = Found(size, recipients)
+        self._others |= set(uids) - self._mails.keys()
+        self._done |= self._service.delivered(mailbox.identity, sorted(seen.keys() & self._mails.keys()))
+
+    def _pass_over(self, queue: list[int]) -> None:
+        """Note up to where there is nothing for Zulip."""
+        left = (*self._mails, *self._stuck, *queue)
+        others = [uid for uid in self._others if not left or uid < min(left)]
+        if others:
+            self._notes.pass_over(max(others))
+            self._others.difference_update(others)
+            _say(f"{len(others)} mails are not for Zulip, and stay")
+
+    def _new_replies(self, mailbox: ImapSession) -> list[int]:
+        """Replies to notifications that have come since the round began; they do not wait."""
+        new = mailbox.uids(self._newest)
+        self._newest = max((*new, self._newest))
+        replies = [uid for uid in new if self._is_for_zulip(mailbox, uid, new) and self._is_reply(uid)]
+        self._seen |= set(replies)
+        return replies
+
+    def _remove_or_take(self, mailbox: ImapSession, uid: int, is_done: bool) -> Waits | None:
         with self._alone(uid):
             if is_done:
-                mailbox.remove(uid)
+                self._remove(mailbox, uid)
                 return None
             try:
-                return self._take(mailbox, uid)
+                waits = self._take(mailbox, uid)
             except Trouble:
                 raise
             except Exception as error:  # a bug of ours
-                return self._waits(uid, bug(error))
+                waits = Waits(bug(error), "")
+            if waits is not None:
+                self._not_taken(mailbox, uid, waits.verdict)
+            return waits
         return None
 
     @contextmanager
@@ -230,31 +343,50 @@ class Inbox:
             self._tried(uid, trouble.verdict.cause)
             raise
 
-    def _take(self, mailbox: ImapSession, uid: int) -> Verdict | None:
-        """Deliver one mail, and move it where it belongs; None if it has gone by itself."""
-        recipient = self._recipient(mailbox, uid)
-        if recipient is None:
-            self._set_aside(mailbox, uid, "no address of this Zulip in its header")
+    def _take(self, mailbox: ImapSession, uid: int) -> Waits | None:
+        """Deliver one mail to all that it is for, and move it where it belongs."""
+        size, recipients = self._mails[uid]
+        if size > self._imap.largest:
+            self._set_aside(mailbox, uid, f"it has {size} bytes, and Zulip takes at most {self._imap.largest}")
             return None
+        if len(recipients) > MOST_RECIPIENTS:
+            self._set_aside(
+                mailbox, uid, f"it is for {len(recipients)} addresses, and at most {MOST_RECIPIENTS} are served"
+            )
+            return None
+        refused: list[str] = []
         with stored(self._spool) as file:
-            size = mailbox.message(uid, file)
-            if size is None:
+            if mailbox.message(uid, file) is None:  # it is gone
+                self._forget(uid)
                 return None
-            verdict = self._service.deliver(file, MAX_WAIT, recipient=recipient, inbox=mailbox.identity, uid=str(uid))
-        if isinstance(verdict, Delivered):
-            mailbox.remove(uid)
-            _say(f"UID {uid}, {size} bytes for {recipient}: {verdict.note}")
-        elif isinstance(verdict, Deferred):
-            self._waits(uid, verdict)
+            for recipient in recipients:
+                # By its UID alone the service knows a mail that has reached all.
+                is_last = recipient == recipients[-1] and not refused
+                name = str(uid) if is_last else f"{uid} {recipient}"
+                verdict = self._service.deliver(file, MAX_WAIT, recipient=recipient, inbox=mailbox.identity, uid=name)
+                if isinstance(verdict, Deferred):
+                    return Waits(verdict, token_of(recipient, self._config.pattern))
+                if isinstance(verdict, Refused):
+                    refused.append(verdict.reason if len(recipients) == 1 else f"{recipient}: {verdict.reason}")
+                else:
+                    _say(f"UID {uid}, {size} bytes for {recipient}: {verdict.note}")
+        if refused:
+            self._set_aside(mailbox, uid, "; ".join(refused))
         else:
-            self._set_aside(mailbox, uid, verdict.reason)
-        return verdict
+            self._done.add(uid)
+            self._remove(mailbox, uid)
+        return None
 
-    def _waits(self, uid: int, verdict: Deferred) -> Deferred:
-        """Note that a mail waits, and say why if that is new."""
+    def _not_taken(self, mailbox: ImapSession, uid: int, verdict: Deferred) -> None:
+        """Note that a mail waits, and say why if that is new; give it up in the end."""
         if self._tried(uid, verdict.cause) != verdict.cause:
             _say(f"UID {uid} waits: {verdict.reason}")
-        return verdict
+        if verdict.cause in _NO_ROOM:
+            return
+        age = time.time() - self._notes.since(uid)
+        self._due[uid] = time.time() + min(max(age / 2, SOONEST), LATEST)
+        if age > GIVEN_UP:
+            self._set_aside(mailbox, uid, f"not posted for {age / 86400:.1f} days: {verdict.reason}")
 
     def _tried(self, uid: int, cause: str) -> str | None:
         """Note what a mail waits for, and that it was tried last; what it waited for before."""
@@ -262,33 +394,39 @@ class Inbox:
         self._waiting_for[uid] = cause
         return before
 
-    def _recipient(self, mailbox: ImapSession, uid: int) -> str | None:
-        if uid not in self._recipients:
-            header = mailbox.header(uid) or b""
-            self._recipients[uid] = find_recipient(header, self._config.pattern)
-        return self._recipients[uid]
+    def _is_up(self) -> None:
+        """What Zulip did not take while it took nothing at all is tried again at once."""
+        if self._down_since is not None:
+            for uid in [uid for uid in self._due if self._notes.since(uid) >= self._down_since]:
+                del self._due[uid]
+            self._down_since = None
 
-    def _has_to_wait(self, mailbox: ImapSession, uid: int, waiting: set[str]) -> bool:
+    def _has_to_wait(self, uid: int, waiting: set[str]) -> bool:
         """True for mail to a channel for which a mail waits already."""
-        if not waiting or self._is_reply(mailbox, uid):
+        if not waiting or self._is_reply(uid):
             return False
-        return "" in waiting or self._token(uid) in waiting
+        tokens = {token_of(recipient, self._config.pattern) for recipient in self._mails[uid].recipients}
+        return "" in waiting or bool(tokens & waiting)
 
-    def _token(self, uid: int) -> str:
-        return token_of(self._recipients.get(uid) or "-", self._config.pattern)
+    def _is_reply(self, uid: int) -> bool:
+        pattern = self._config.pattern
+        return all(addresses.parse(recipient, pattern).is_reply for recipient in self._mails[uid].recipients)
 
-    def _is_reply(self, mailbox: ImapSession, uid: int) -> bool:
-        recipient = None
-        with self._alone(uid):
-            recipient = self._recipient(mailbox, uid)
-        try:
-            return recipient is not None and addresses.parse(recipient, self._config.pattern).is_reply
-        except ValueError:
-            return False
+    def _remove(self, mailbox: ImapSession, uid: int) -> None:
+        mailbox.remove(uid)
+        self._forget(uid)
 
     def _set_aside(self, mailbox: ImapSession, uid: int, why: str) -> None:
-        mailbox.set_aside(uid)
+        mailbox.set_aside(uid, self._notes)
+        self._forget(uid)
         _say(f"UID {uid} is now in {FAILED_FOLDER}: {why}")
+
+    def _forget(self, uid: int) -> None:
+        """A mail has left the inbox."""
+        self._mails.pop(uid, None)
+        self._waiting_for.pop(uid, None)
+        self._due.pop(uid, None)
+        self._done.discard(uid)
 
 
 def _say(text: str) -> None:

@@ -1,47 +1,81 @@
-"""To which gateway address a mail in an inbox was sent.
+"""To which addresses of this Zulip a mail in an inbox was sent.
 
-An inbox has no envelope; Zulip looks into the header (find_emailgateway_recipient in
-zerver/lib/email_mirror.py), the fields that know best first, and so do we.
+An inbox has no envelope, so the header has to tell. Zulip takes the first address with the
+right prefix (find_emailgateway_recipient in zerver/lib/email_mirror.py); here the grammar
+of its addresses decides, and all that the mail was sent to count.
 """
 
 from __future__ import annotations
 
-import email.header
 import email.parser
 import email.policy
-import email.utils
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from email.message import Message
 
-from .addresses import Pattern
+from .addresses import Pattern, parse
 
-# So much of a field is read as a list of addresses (characters); all of it is looked through.
-_MOST_PARSED = 4096
-# In this order: what the mail system has noted, then what the sender has written.
-FIELDS = ("X-Gm-Original-To", "Delivered-To", "Envelope-To", "Resent-To", "Resent-CC", "To", "CC")
+# What mail systems note on the way: to whom they deliver, or were asked to.
+_NOTED = (
+    *("X-Gm-Original-To", "X-Original-To", "Delivered-To", "X-Delivered-To"),
+    *("Envelope-To", "X-Envelope-To", "X-Forwarded-To"),
+)
+# What the sender writes; who sends a mail on (RFC 5322, 3.6.6) comes before who wrote it.
+_RESENT, _WRITTEN = ("Resent-To", "Resent-CC", "Resent-Bcc"), ("To", "CC", "Bcc")
+# All that is to be fetched of a header.
+FIELDS = (*_NOTED, "Received", *_RESENT, *_WRITTEN)
+# For whom the mail system that wrote it has taken a mail (RFC 5321, 4.4).
+_FOR = re.compile(r"(?is)\sfor\s+<?([^\s<>;]{1,998})")
 
 
-def find_recipient(header: bytes, pattern: Pattern) -> str | None:
-    """The first address in `header` (a message's header) that matches `pattern`."""
+def find_recipients(header: bytes, pattern: Pattern) -> list[str]:
+    """The addresses of Zulip's grammar in `header` (a message's header), each once, in lower case.
+
+    What a mail system has noted decides: of a mail to a list, or one that somebody redirects,
+    the sender has written other addresses. Where the sender has written a noted one as well,
+    the mail is for all the others written there, too: providers keep only one copy of a mail
+    to several addresses of one inbox.
+    """
     # compat32 takes everything apart and raises nothing, however broken a field is.
     message = email.parser.BytesHeaderParser(policy=email.policy.compat32).parsebytes(header)
-    for field in FIELDS:
+    noted = _found([*_values(message, _NOTED), *_last_hop(message)], pattern)
+    written = _found(_values(message, _RESENT), pattern) or _found(_values(message, _WRITTEN), pattern)
+    if noted and not noted.keys() & written.keys():
+        return list(noted.values())
+    return list((noted | {token: address for token, address in written.items() if token not in noted}).values())
+
+
+def _values(message: Message, fields: Iterable[str]) -> Iterator[str]:
+    for field in fields:
         for value in message.get_all(field, []):
-            for address in _addresses(str(value)):
-                folded = address.strip().lower()
-                if folded.startswith(pattern.prefix) and folded.endswith(f"@{pattern.domain}"):
-                    return folded
-    return None
+            yield str(value)
 
 
-def _addresses(value: str) -> Iterator[str]:
-    """The addresses of one field, folded over lines or not, with names and brackets or without."""
-    unfolded = re.sub(r"[\r\n]+[ \t]*", " ", value)
-    try:
-        # It takes a time that grows with the square of the length.
-        listed = [address for _, address in email.utils.getaddresses([unfolded[:_MOST_PARSED]])]
-    except (RecursionError, ValueError, IndexError):  # (((( and the like
-        listed = []
-    yield from (address for address in listed if "@" in address)
-    # What is no list of addresses by RFC 5322 (an unquoted comma in a name) has them all the same.
-    yield from (word for word in re.split(r"[\s<>,;:\"()\[\]]+", unfolded) if "@" in word[1:-1])
+def _last_hop(message: Message) -> Iterator[str]:
+    """For whom, by the latest Received field that says so; the ones before may be the sender's invention."""
+    for value in _values(message, ["Received"]):
+        if match := _FOR.search(value):
+            yield match[1]
+            return
+
+
+def _found(values: Iterable[str], pattern: Pattern) -> dict[str, str]:
+    """The addresses by token. In a time that grows with the length alone: the fields are not parsed as
+    lists of addresses, of which an address needs nothing."""
+    address = re.compile(
+        r"(?<![\w.+-])"
+        + re.escape(pattern.prefix)
+        + r"[\w.+-]{1,500}\"?@"
+        + re.escape(pattern.domain)
+        + r"(?![\w-]|\.\w)",
+        re.ASCII | re.IGNORECASE,
+    )
+    found: dict[str, str] = {}
+    for value in values:
+        for match in address.finditer(value):
+            candidate = match[0].replace('"', "").lower()
+            try:
+                found.setdefault(parse(candidate, pattern).token, candidate)
+            except ValueError:
+                continue
+    return found
