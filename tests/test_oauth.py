@@ -107,5 +107,55 @@ def test_trouble_is_told(endpoint, tmp_path, answer, words):
 @pytest.mark.parametrize("status", [200, 400])
 def test_an_answer_nested_too_deep_is_no_token(endpoint, tmp_path, status):
     endpoint.answers = [(status, "[" * 100_000)]
-    with pytest.raises(Trouble, match="the token endpoint"):
+    with pytest.raises(Trouble, match="the endpoint"):
         tokens(endpoint, tmp_path).access_token()
+
+
+DEVICE = {"device_code": "d", "user_code": "ABCD", "verification_uri": "https://login.example.com", "expires_in": 60}
+PENDING = (400, {"error": "authorization_pending"})
+CONSENTED = (200, {"access_token": "one", "refresh_token": "first"})
+
+
+def consent(endpoint, folder, *answers):
+    """With a public client; what it said, and how long it has waited."""
+    endpoint.answers = [*answers, (200, {"access_token": "one"})]
+    said, waited = [], []
+    one = Tokens(
+        endpoint.url, {"client_id": "id", "client_secret": ""}, "imap offline_access", folder / "refresh-token", 2
+    )
+    try:
+        one.consent(endpoint.url.replace("/token", "/device"), said.append, waited.append)
+    finally:
+        endpoint.said, endpoint.waited = said, waited
+    return one
+
+
+def test_somebody_consents_in_a_browser_and_the_token_is_kept(endpoint, tmp_path):
+    """RFC 8628; slow_down asks for five seconds more each time."""
+    one = consent(endpoint, tmp_path, (200, DEVICE), PENDING, (400, {"error": "slow_down"}), CONSENTED)
+    assert "https://login.example.com" in endpoint.said[0] and "ABCD" in endpoint.said[0]
+    assert endpoint.waited == [5, 5, 10]
+    assert one.access_token() == "one"
+    assert endpoint.asked[0] == {"client_id": "id", "scope": "imap offline_access"}
+    assert endpoint.asked[-1] == {**endpoint.asked[0], "grant_type": "refresh_token", "refresh_token": "first"}
+
+
+@pytest.mark.parametrize(
+    ("answers", "words"),
+    [
+        ([(200, DEVICE), (400, {"error": "access_denied"})], "answers 400 access_denied"),
+        ([(200, {**DEVICE, "expires_in": 8}), PENDING, PENDING], "has not heard of anybody's consent within 8 s"),
+        ([(200, {})], "its answer lacks 'device_code'"),
+        ([(200, DEVICE), (200, {"access_token": "one"})], "does --scope lack offline_access"),
+        ([(401, {"error": "invalid_client"})], "answers 401 invalid_client"),
+    ],
+)
+def test_why_there_is_no_consent(endpoint, tmp_path, answers, words):
+    with pytest.raises(Trouble, match=words):
+        consent(endpoint, tmp_path, *answers)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_before_anybody_has_consented_it_says_how(endpoint, tmp_path):
+    with pytest.raises(Trouble, match=r"nobody has consented yet .* sudo zulip-email-gateway oauth --token-endpoint"):
+        tokens(endpoint, tmp_path, client_secret="").access_token()

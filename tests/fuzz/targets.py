@@ -19,7 +19,6 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import imap_tools
 import zulip_info
 from email_gateway import addresses, backend_http, policy, service, submission, verdict, worker_log
 from email_gateway.backend_http import HttpBackend
@@ -165,26 +164,20 @@ def an_imap_server(data: bytes) -> None:
                 lines.flush()
 
     with server(answer) as port:
-        session = object.__new__(ImapSession)
-        imap = Imap("127.0.0.1", port, "implicit", "INBOX", "zulip", "", "", {"password": "x"})
-        session._connect = lambda _: _plain(port)  # type: ignore[method-assign]
-        with suppress(Trouble):
-            session.__init__(imap, None, 0.2)  # type: ignore[misc]
-            with closing(session):
-                for uid in session.uids()[:3]:
-                    assert isinstance(session.header(uid), (bytes, type(None)))
-                    session.set_aside(uid)
+        imap = Imap("127.0.0.1", port, "none", "INBOX", "zulip", "", "", 1000, {"password": "x"})
+        with suppress(Trouble), closing(ImapSession(imap, None, 0.2)) as session:
+            uids = session.uids()[:3]
+            for seen in session.headers(uids).values():
+                assert isinstance(seen.header, bytes) and seen.size >= 0
+            for uid in uids:
+                session.set_aside(uid, Copied())
 
 
-def _plain(port: int) -> imap_tools.MailBoxUnencrypted:
-    try:
-        return imap_tools.MailBoxUnencrypted("127.0.0.1", port, timeout=0.2)
-    except (OSError, ValueError, imap_tools.errors.ImapToolsError) as error:
-        raise Trouble("4.4.1", "IMAP connection", str(error)) from error
-    except Exception as error:  # imaplib's own, as _connect takes them
-        if type(error).__module__ == "imaplib":
-            raise Trouble("4.4.1", "IMAP connection", str(error)) from error
-        raise
+class Copied(set[int]):
+    """Which mails were copied, as inbox_notes.Notes."""
+
+    was_copied = set.__contains__
+    copied = set.add
 
 
 def a_mail(data: bytes) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import getpass
 import json
 import os
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import TextIO
 
 from . import config
-from .addresses import redact
+from .addresses import Pattern, redact
 from .client import Client
 from .journal import Journal
 from .quarantine import Quarantine
@@ -41,6 +42,20 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="only log in, to the inbox on standard input (JSON; site.yml does before it is configured)",
     )
+    poll.add_argument(
+        "--smtp",
+        metavar="HOST:PORT",
+        help="with --try: send the configured inbox a mail through the provider's SMTP server, and see it come",
+    )
+    oauth = commands.add_parser("oauth", help="have somebody consent in a browser that the gateway reads the inbox")
+    oauth.add_argument("device_endpoint", metavar="DEVICE-ENDPOINT", help="the URL that hands out codes (RFC 8628)")
+    for name in ("token-endpoint", "client-id", "scope"):
+        variable = f"email_gateway_oauth_{name.replace('-', '_')}"
+        oauth.add_argument(f"--{name}", required=True, help=f"as in the inventory ({variable})")
+    oauth.add_argument(
+        "--client-secret", action="store_true", help="ask for the client's secret; a public client has none"
+    )
+    oauth.add_argument("--state-dir", type=Path, default=Path("/var/lib/zulip-email-gateway"), help=argparse.SUPPRESS)
     commands.add_parser("check", help="prove that Zulip would take mail; sends none")
 
     commands.add_parser("doctor", help="is everything right on this host? changes nothing; run it as root")
@@ -77,13 +92,15 @@ def main(arguments: list[str] | None = None) -> int:
             return _serve(options.config)
         if options.command == "doctor":
             return _doctor(config.load(options.config))
-        if options.command == "poll" and options.candidate:
+        if options.command == "oauth":
+            return _consent(options)
+        if options.command == "poll" and options.candidate and not options.smtp:
             return _try_inbox()
         settings = config.load(options.config)
         _become_owner(settings.state_dir)
         service = Client(settings.hand_over)
         if options.command == "poll":
-            return _poll(settings, service)
+            return _probe_inbox(settings, options.smtp) if options.smtp else _poll(settings, service)
         if options.command == "check":
             return _say(service.ask("check"))
         if options.command == "status":
@@ -127,13 +144,41 @@ def _doctor(settings: config.Config) -> int:
     return 0 if all(finding.good for finding in findings) else 1
 
 
-def _poll(settings: config.Config, service: Client) -> int:
+def _inbox(settings: config.Config) -> config.Imap:
     if settings.imap is None:
         raise Trouble("4.3.5", "configuration", "gateway.conf has no [imap]: set email_gateway_login, run site.yml")
     _with_packages()
+    return settings.imap
+
+
+def _poll(settings: config.Config, service: Client) -> int:
+    _inbox(settings)
     from .polling import Inbox
 
     Inbox(settings, service).run()
+    return 0
+
+
+def _probe_inbox(settings: config.Config, server: str) -> int:
+    imap = _inbox(settings)
+    from . import inbox_probe
+    from .polling import tokens_of
+
+    tokens = tokens_of(imap, settings.state_dir, settings.timeout)
+    return 0 if inbox_probe.probe(settings, imap, tokens, server, _print) else 1
+
+
+def _consent(options: argparse.Namespace) -> int:
+    from .oauth import Tokens
+
+    _become_owner(options.state_dir)
+    secret = getpass.getpass("The client's secret: ") if options.client_secret else ""
+    client = {"client_id": options.client_id, "client_secret": secret}
+    store = options.state_dir / "refresh-token"
+    Tokens(options.token_endpoint, client, options.scope, store, 30.0).consent(
+        options.device_endpoint, _print, time.sleep
+    )
+    _print("The consent is kept; run playbooks/site.yml, without email_gateway_oauth_refresh_token")
     return 0
 
 
@@ -142,7 +187,11 @@ def _try_inbox() -> int:
     from .polling import look_into
 
     asked = json.load(sys.stdin)
-    _print(look_into(config.Imap(**asked["imap"]), Path(asked["state_dir"]), asked["timeout"]))
+    imap = config.Imap(**asked["imap"])
+    imap = imap._replace(port=int(imap.port), largest=int(imap.largest))
+    # ansible-core 2.17 knows templates that are text only.
+    pattern = None if str(asked["accept_existing"]) == "True" else Pattern.parse(asked["pattern"])
+    _print(look_into(imap, pattern, Path(asked["state_dir"]), float(asked["timeout"])))
     return 0
 
 

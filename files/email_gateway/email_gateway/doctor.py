@@ -208,7 +208,7 @@ def _inbox(config: Config) -> Iterator[Finding]:
     imap, folder = config.imap, config.state_dir
     if imap is None:
         return
-    asked = {"imap": imap._replace(secret=imap.secrets())._asdict(), "state_dir": str(folder)}
+    asked = {"imap": imap._replace(secret=imap.secrets())._asdict(), "state_dir": str(folder), "accept_existing": True}
     command = ("runuser", "-u", folder.owner(), "--", sys.argv[0], "poll", "--try")
     done = _run(*command, input=json.dumps({**asked, "timeout": config.timeout}))
     good = done.returncode == 0

@@ -122,6 +122,10 @@ class ImapSession:
             if len(piece) < _PIECE:
                 return size
 
+    def with_message_id(self, mark: str) -> list[int]:
+        """The mails in the folder that have this Message-ID."""
+        return sorted(set(self._found("HEADER", "Message-ID", _quoted(mark.encode()))))
+
     def half_removed(self) -> list[int]:
         """The mails that are marked as deleted and could be gone."""
         if "UIDPLUS" not in self._capabilities:
@@ -276,7 +280,7 @@ class ImapSession:
         if "UIDPLUS" in self._capabilities:
             self._uid("EXPUNGE", str(uid))
 
-    def _found(self, *criteria: str) -> list[int]:
+    def _found(self, *criteria: str | bytes) -> list[int]:
         """The UIDs of what SEARCH finds; a server may answer in several lines."""
         return [self._number(word) for line in self._uid("SEARCH", *criteria) for word in (line or b"").split()]
 

@@ -28,6 +28,8 @@ class Notes:
         self._path, self._reading = folder / "inbox.json", folder / "inbox-reading.json"
         self._inbox = inbox
         found = self._read(self._path)
+        # Whether the poller has read it before.
+        self.is_known = bool(found)
         # Up to this UID, there is nothing for Zulip.
         self.passed = int(found.get("passed", 0))
         self._since = {int(uid): float(since) for uid, since in found.get("since", {}).items()}
@@ -47,7 +49,8 @@ class Notes:
 
     def pass_over(self, uid: int) -> None:
         """There is nothing for Zulip up to this UID."""
-        if uid != self.passed:
+        if uid != self.passed or not self.is_known:
+            self.is_known = True
             self.passed = uid
             self._write()
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from . import addresses, watchdog
-from .addresses import redact, token_of
+from .addresses import Pattern, redact, token_of
 from .client import Client
 from .config import Config, Imap
 from .imap_session import FAILED_FOLDER, Declined, ImapSession
@@ -46,8 +46,11 @@ ENOUGH = 3
 SOONEST, LATEST, GIVEN_UP = 2.0, 1000.0, 5 * 86400.0
 # So many headers are fetched at once; so many addresses a mail may be for.
 BATCH, MOST_RECIPIENTS = 50, 20
-# Reading headers takes no longer (seconds).
-READ_WITHIN = 60.0
+# An inbox with more mails than this is looked at, its latest ones: where fewer than this part are for Zulip, it
+# is somebody's own.
+MANY, SAMPLE, FEW = 50, 200, 0.1
+# Reading some headers takes no longer (seconds).
+READ_WITHIN = 30.0
 
 
 # Causes for which not this one mail waits, but all of its channel (for room), or of all channels.
@@ -81,17 +84,39 @@ class Stopped(BaseException):
     """The service is to end."""
 
 
-def look_into(imap: Imap, state_dir: Path, timeout: float) -> str:
-    """Log in and open the folder; what was found there. Raises Trouble."""
-    mailbox = ImapSession(imap, _tokens(imap, state_dir, timeout), timeout)
+def look_into(imap: Imap, pattern: Pattern | None, state_dir: Path, timeout: float) -> str:
+    """Log in and open the folder; what was found there. Raises Trouble.
+
+    pattern: given, an inbox that was not read before is refused if it looks like somebody's own.
+    """
+    mailbox = ImapSession(imap, tokens_of(imap, state_dir, timeout), timeout)
     try:
-        waiting = len(mailbox.uids())
+        uids = mailbox.uids()
+        if pattern is not None and len(uids) > MANY and not Notes(state_dir, _inbox(mailbox, pattern)).is_known:
+            latest, wanted = uids[-SAMPLE:], 0
+            for first in range(0, len(latest), BATCH):
+                seen = mailbox.headers(latest[first : first + BATCH]).values()
+                wanted += sum(bool(find_recipients(header, pattern)) for _, header in seen)
+            if wanted < len(latest) * FEW:
+                reason = (
+                    f"{imap.folder} of {imap.login} holds {len(uids)} mails, and of the latest {len(latest)} only "
+                    f"{wanted} are for Zulip: is it somebody's own? Give the gateway an inbox of its own, or another "
+                    "email_gateway_imap_folder. Or set email_gateway_polling_accept_existing: true; what is not for "
+                    "Zulip then stays where it is"
+                )
+                raise Trouble("4.3.5", "inbox", reason)
     finally:
         mailbox.close()
-    return f"logged in to {imap.server} as {imap.login}: {waiting} mails in {imap.folder}"
+    return f"logged in to {imap.server} as {imap.login}: {len(uids)} mails in {imap.folder}"
 
 
-def _tokens(imap: Imap, state_dir: Path, timeout: float) -> Tokens | None:
+def _inbox(mailbox: ImapSession, pattern: Pattern) -> str:
+    """What Notes tell inboxes apart by."""
+    return f"{mailbox.identity} {pattern.address('%s')}"
+
+
+def tokens_of(imap: Imap, state_dir: Path, timeout: float) -> Tokens | None:
+    """What logs in without a password; None where there is one."""
     if not imap.token_endpoint:
         return None
     return Tokens(imap.token_endpoint, imap.secrets(), imap.scope, state_dir / "refresh-token", timeout)
@@ -106,7 +131,7 @@ class Inbox:
         self._service = service
         self._spool = spool
         self._imap = config.imap
-        self._tokens = _tokens(self._imap, config.state_dir, config.timeout)
+        self._tokens = tokens_of(self._imap, config.state_dir, config.timeout)
         self._identity = ""
         self._notes: Notes
         # Of what was looked at, what is for Zulip, by UID; and which of it Zulip has already.
@@ -164,7 +189,7 @@ class Inbox:
 
     def _step(self, seconds: float = 0.0) -> None:
         """What is done until the next step takes some answers of the server and the service, and that time."""
-        watchdog.expect(seconds + READ_WITHIN + 10 * self._config.timeout + self._config.hand_over)
+        watchdog.expect(60.0 + seconds + 10 * self._config.timeout + self._config.hand_over)
 
     def _on_sigterm(self, *_: object) -> None:
         """Stop between two mails."""
@@ -247,8 +272,7 @@ class Inbox:
         """Begin anew with an inbox that is not the one of the session before."""
         if mailbox.identity != self._identity:
             self._identity = mailbox.identity
-            pattern = self._config.pattern
-            self._notes = Notes(self._config.state_dir, f"{mailbox.identity} {pattern.address('%s')}")
+            self._notes = Notes(self._config.state_dir, _inbox(mailbox, self._config.pattern))
             self._mails, self._waiting_for, self._due = {}, {}, {}
             self._done, self._others = set(), set()
 
@@ -290,11 +314,13 @@ class Inbox:
             self._others.add(uid)
         uids = [uid for uid in uids if uid not in self._others]
         seen = mailbox.headers(uids) if uids else {}
+        watchdog.expect(READ_WITHIN)
         with self._notes.reading(uids):
             for uid, (size, header) in seen.items():
                 recipients = tuple(find_recipients(header, self._config.pattern))
                 if recipients:
                     self._mails[uid] = Found(size, recipients)
+        self._step()
         self._others |= set(uids) - self._mails.keys()
         self._done |= self._service.delivered(mailbox.identity, sorted(seen.keys() & self._mails.keys()))
 
@@ -302,9 +328,9 @@ class Inbox:
         """Note up to where there is nothing for Zulip."""
         left = (*self._mails, *self._stuck, *queue)
         others = [uid for uid in self._others if not left or uid < min(left)]
+        self._notes.pass_over(max((self._notes.passed, *others)))
+        self._others.difference_update(others)
         if others:
-            self._notes.pass_over(max(others))
-            self._others.difference_update(others)
             _say(f"{len(others)} mails are not for Zulip, and stay")
 
     def _new_replies(self, mailbox: ImapSession) -> list[int]:

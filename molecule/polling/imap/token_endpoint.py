@@ -1,8 +1,8 @@
-"""An OAuth 2 token end point (RFC 6749) for Dovecot's users, and its tokeninfo.
+"""An OAuth 2 token endpoint (RFC 6749) for Dovecot's users, its device flow (RFC 8628), and its tokeninfo.
 
-https://HOST:8443/token for clients, http://127.0.0.1:8081/tokeninfo for
-Dovecot. Knob: /run/token-seconds (how long a token is good). What it was asked stands
-in /var/log/tokens.log.
+https://HOST:8443/token and /device for clients, http://127.0.0.1:8081/tokeninfo for
+Dovecot. Knobs: /run/token-seconds (how long a token is good), /run/consent (is there once
+the user has consented). What it was asked stands in /var/log/tokens.log.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from pathlib import Path
 access: dict[str, tuple[str, float]] = {}
 USER = f"zulip@{socket.gethostname()}"
 refresh = {"the first refresh token": USER}
-CLIENT = ("zulip", "the client's secret")
+CLIENTS = (("zulip", "the client's secret"), ("public", None))
+DEVICE = "urn:ietf:params:oauth:grant-type:device_code"
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -37,12 +38,23 @@ class Handler(BaseHTTPRequestHandler):
         asked = dict(urllib.parse.parse_qsl(self.rfile.read(int(self.headers["Content-Length"])).decode()))
         with Path("/var/log/tokens.log").open("a") as log:
             log.write(f"{asked.get('grant_type')} {asked.get('scope', '')}\n")
-        if (asked.get("client_id"), asked.get("client_secret")) != CLIENT:
+        if (asked.get("client_id"), asked.get("client_secret")) not in CLIENTS:
             self.answer(401, error="invalid_client")
             return
+        if self.path == "/device":
+            page = f"https://{socket.gethostname()}:8443/consent"
+            self.answer(200, device_code="d", user_code="ABCD-EFGH", verification_uri=page, expires_in=60, interval=1)
+            return
         more = {}
-        if asked["grant_type"] == "client_credentials":
+        if asked["grant_type"] == "client_credentials" and asked["client_id"] == "zulip":
             user = USER
+        elif asked["grant_type"] == DEVICE and asked["device_code"] == "d":
+            if not Path("/run/consent").exists():
+                self.answer(400, error="authorization_pending")
+                return
+            user = USER
+            more["refresh_token"] = secrets.token_urlsafe()
+            refresh[more["refresh_token"]] = user
         elif asked.get("refresh_token") in refresh:
             user = refresh.pop(asked["refresh_token"])
             more["refresh_token"] = secrets.token_urlsafe()

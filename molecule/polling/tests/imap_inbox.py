@@ -44,10 +44,16 @@ class Inbox:
         script = f"python3 -c '{APPEND}' <<'EOF'\n{json.dumps(job)}\nEOF\n"
         return list(json.loads(self.imap.sh(script)))
 
+    def fill(self, number: int, to: str, folder: str = "INBOX", subject: str = "x") -> None:
+        """Put so many mails into the folder at once."""
+        mail = f"From: user@example.org\nTo: {to}\nSubject: {subject} \n\nHello\n"
+        script = f"for i in $(seq {number}); do doveadm save -u {self.user} -m '{folder}' <<'EOF'\n{mail}\nEOF\ndone"
+        self.imap.sh(script)
+
     def count(self, folder: str = "INBOX") -> int:
-        script = f"doveadm mailbox list -u {self.user} | grep -Fxq {folder} || exit 0; "
+        script = f"doveadm mailbox list -u {self.user} | grep -Fxq '{folder}' || exit 0; "
         return int(
-            self.imap.sh(f"{script} doveadm mailbox status -u {self.user} messages {folder}").rpartition("=")[2] or 0
+            self.imap.sh(f"{script} doveadm mailbox status -u {self.user} messages '{folder}'").rpartition("=")[2] or 0
         )
 
     def forgive(self) -> None:

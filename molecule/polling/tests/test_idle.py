@@ -9,7 +9,7 @@ from collections import Counter
 
 import pytest
 from conftest import ZulipHost, tell, wait
-from figures import JOURNAL, ZULIP_DOWN, broken, clean
+from figures import JOURNAL, ZULIP_DOWN, broken, clean, limits
 from imap_inbox import Inbox
 
 POLL = "zulip-email-gateway-poll"
@@ -28,16 +28,23 @@ def inbox(mx, host) -> Inbox:
 
 
 def all_posted(
-    mx: ZulipHost, inbox: Inbox, name: str, subject: str, sent: int, seconds: float = 60, in_doubt: int = 0
+    mx: ZulipHost,
+    inbox: Inbox,
+    name: str,
+    subject: str,
+    sent: int,
+    seconds: float = 60,
+    in_doubt: int = 0,
+    stay: int = 0,
 ) -> None:
-    """Each once (but for so many hand-overs in doubt), none dropped, and the inbox is empty."""
-    wait(lambda: len({message["topic"] for message in mx.messages(subject)}) >= sent and not inbox.count(), seconds)
+    """Each once (but for so many hand-overs in doubt), none dropped, and the inbox is empty but for what stays."""
+    wait(lambda: len({message["topic"] for message in mx.messages(subject)}) >= sent and inbox.count() == stay, seconds)
     topics = Counter(message["topic"] for message in mx.messages(subject))
     twice = sum(count - 1 for count in topics.values())
     dropped = len(mx.state()["dropped"])
     tell(f"{name}: sent {sent}, posted {len(topics)}, twice {twice}, dropped by Zulip {dropped}")
     journal = mx.sh(f"journalctl -u {POLL} -n 30 --no-pager")
-    assert (len(topics), dropped, inbox.count()) == (sent, 0, 0), journal
+    assert (len(topics), dropped, inbox.count()) == (sent, 0, stay), journal
     assert twice <= in_doubt
 
 
@@ -47,7 +54,7 @@ def test_at_once(mx, inbox, subject):
     posted = {message["topic"]: message["at"] for message in mx.wait_for(subject, 10)}
     times = sorted(posted[one] - began[one] for one in subjects)
     tell(f"from APPEND to posted: median {statistics.median(times):.2f} s, slowest {times[-1]:.2f} s (10 mails)")
-    assert statistics.median(times) < 2
+    assert statistics.median(times) <= 1
     assert wait(lambda: not inbox.count(), 10)
 
 
@@ -77,7 +84,7 @@ def test_idle_costs_nothing(mx, inbox):
     time.sleep(60)
     cost = seconds() - before
     tell(f"idle for 60 s: {cost:.4f} CPU s")
-    assert cost < 0.05
+    assert cost <= 0.02
     assert mx.sh(f"systemctl show -P MainPID {POLL}").strip() == pid
 
 
@@ -119,9 +126,11 @@ def test_a_poison_mail_in_the_middle(mx, inbox, subject, name):
         for number in range(20)
     ]
     inbox.put([*mails[:10], POISON[name].replace("TOKEN", "0" * 31 + "1"), *mails[10:]])
-    all_posted(mx, inbox, f"poison: {name}", subject, 20)
-    assert inbox.count("Zulip-Failed") == 1
-    assert "is now in Zulip-Failed" in mx.sh(f"journalctl -u {POLL} --since=-1min")
+    is_for_zulip = name == "unknown token"
+    all_posted(mx, inbox, f"poison: {name}", subject, 20, stay=not is_for_zulip)
+    assert inbox.count("Zulip-Failed") == is_for_zulip
+    words = "is now in Zulip-Failed" if is_for_zulip else "1 mails are not for Zulip, and stay"
+    assert words in mx.sh(f"journalctl -u {POLL} --since=-1min")
 
 
 @pytest.mark.parametrize("unit", [POLL, "zulip-email-gateway"])
@@ -139,6 +148,38 @@ def test_killed_during_delivery(mx, inbox, subject, unit):
     tell(f"{unit} killed {kills} times during delivery")
     assert kills >= 2
     all_posted(mx, inbox, f"{unit} killed", subject, 20, in_doubt=0 if unit == POLL else kills)
+
+
+FILL = """import imaplib
+box = imaplib.IMAP4("127.0.0.1"); box.login("{user}", "{password}")
+for number in range({number}):
+    text = f"From: user@example.org\\r\\nTo: {channel}\\r\\nSubject: {subject} {{number}}\\r\\n\\r\\nHello\\r\\n"
+    box.append("INBOX", None, None, text.encode())
+"""
+
+
+def test_ten_thousand_mails_and_everything_is_cut_and_killed(mx, inbox, subject):
+    """At Zulip's pace; a mail for which the service was killed may be in doubt."""
+    limits(mx, "1000/5 8000/60")
+    mx.sh(f"systemctl stop {POLL}")
+    fields = {"user": inbox.user, "password": inbox.password, "channel": inbox.channel, "subject": subject}
+    script = FILL.format(number=10_000, **fields)
+    inbox.imap.sh(f"cat > /root/fill.py <<'EOF'\n{script}\nEOF\npython3 /root/fill.py")
+    mx.sh(f"systemctl start {POLL}")
+    rng = random.Random(7)
+    todo = ["cut"] * 50 + [POLL, "zulip-email-gateway"] * 20
+    rng.shuffle(todo)
+    began = time.monotonic()
+    for what in todo:
+        time.sleep(rng.uniform(0.5, 2.0))
+        if what == "cut":
+            inbox.imap.sh("doveadm kick '*' || true")
+        else:
+            mx.sh(f"systemctl kill --signal=KILL {what}; systemctl reset-failed {what}; systemctl start {what}")
+    left = inbox.count()
+    assert left > 0  # it was cut and killed while there was something to do
+    all_posted(mx, inbox, "10,000, cut 50 times, killed 40 times", subject, 10_000, 900, in_doubt=20)
+    tell(f"10,000 mails: {time.monotonic() - began:.0f} s, {left} left after the last cut")
 
 
 def test_stopped_and_restarted_during_delivery(mx, inbox, subject):
@@ -210,9 +251,9 @@ box.append("INBOX", None, None, ({text}).replace("CHANNEL", "{inbox.channel}").e
     (began,) = inbox.put([reply])
     posted = wait(lambda: [one for one in mx.state()["messages"] if subject in one["content"]], 60)
     delay = posted[0]["at"] - began
-    assert wait(lambda: mx.messages("large") and not inbox.count(), 90), mx.journal()
+    assert wait(lambda: mx.messages("large") and inbox.count() == 2, 90), mx.journal()
     process = mx.sh(f"systemctl show -P MainPID {POLL}").strip()
     memory = int(mx.sh(f"grep VmHWM /proc/{process}/status").split()[1]) / 1024
     ticks = sum(map(int, mx.sh(f"cut -d' ' -f14,15 /proc/{process}/stat").split())) / 100
     tell(f"3 bombs of 18 MB in the inbox: poller {memory:.0f} MiB, {ticks:.1f} s of CPU, reply after {delay:.1f} s")
-    assert delay <= 20 and memory <= 60 and ticks <= 4 and inbox.count("Zulip-Failed") == 2
+    assert delay <= 20 and memory <= 60 and ticks <= 4 and inbox.count("Zulip-Failed") == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 
 import pytest
@@ -36,7 +37,7 @@ def test_starttls(mx, inbox, subject):
 
 def test_folders_below_the_inbox(mx, inbox):
     """The folder for what cannot be posted goes where the server has room for folders."""
-    inbox.append("a poison mail", to="nobody@example.org")
+    inbox.append("a poison mail", to=inbox.user.replace("@", f"+general.{'0' * 31}1@"))
     assert wait(lambda: inbox.count("INBOX.Zulip-Failed") == 1, 20)
     assert inbox.count() == 0
 
@@ -124,6 +125,24 @@ def test_oauth_2_with_the_clients_own_credentials(mx, inbox, subject):
     mx.wait_for(subject, seconds=20)
 
 
+def test_a_consent_in_a_browser(mx, inbox, subject):
+    """With a public client, which has no secret: site.yml says how, and only the host has the refresh token."""
+    public = {**OAUTH, "email_gateway_oauth_client_id": "public", "email_gateway_oauth_client_secret": ""}
+    public["email_gateway_oauth_scope"] = "mail offline_access"
+    words = refusal_of_log_in(mx, **public)
+    command = re.search(r"sudo (zulip-email-gateway oauth [^;]*) DEVICE-ENDPOINT", words)
+    assert command, words
+    inbox.imap.sh("rm -f /run/consent; (sleep 3; touch /run/consent) > /dev/null 2>&1 &")
+    said = mx.sh(f"{command[1]} https://imap2.example.com:8443/device")
+    assert "Open https://imap2.example.com:8443/consent in a browser" in said and "ABCD-EFGH" in said
+    assert changed(mx.play(**public)) > 0
+    inbox.append(subject)
+    mx.wait_for(subject, seconds=20)
+    mx.sh(f"systemctl restart {POLL}")
+    inbox.append(f"{subject} again")
+    mx.wait_for(f"{subject} again", seconds=20)
+
+
 def test_doctor_logs_in(mx):
     shown = mx.play(playbook="doctor", **OAUTH, email_gateway_imap_folder="INBOX.Zulip").stdout
     assert "Everything is right." in shown, shown
@@ -185,8 +204,8 @@ def test_what_zulips_own_polling_can_not_do_is_refused(mx):
 def test_missing_values_are_named(mx):
     text = mx.refusal(email_gateway_imap_server="")
     assert "is missing: email_gateway_imap_server, the name of the IMAP server" in text
-    text = mx.refusal(email_gateway_pattern="%s@example.com")
-    assert 'email_gateway_pattern is "%s@example.com"' in text and '"username+%s@example.com"' in text
+    text = mx.refusal(email_gateway_pattern="%s@Example")
+    assert 'email_gateway_pattern is "%s@Example"' in text and '"username+%s@example.com"' in text
 
 
 def test_switched_off_everything_goes(mx, inbox):
