@@ -76,7 +76,7 @@ def mailbox():
 
 def text(mailbox: ImapSession, uid: int) -> bytes | None:
     file = io.BytesIO()
-    return None if mailbox.message(uid, file) is None else file.getvalue()
+    return None if mailbox.message(uid, file, 100, lambda: None) is None else file.getvalue()
 
 
 def test_a_mail_half_answered_is_not_taken_for_the_next(mailbox):
@@ -228,3 +228,13 @@ def test_a_server_that_says_good_bye_while_it_is_waited_for(monkeypatch):
     with session() as mailbox, pytest.raises(Trouble, match=r"the session with .* broke"):
         mailbox.wait(0.2)
         mailbox.uids()
+
+
+def test_a_server_that_never_ends_fills_no_disk(mailbox, monkeypatch):
+    """Nor does one that knows no pieces and sends the whole mail each time."""
+    monkeypatch.setattr(imap_session, "_PIECE", 4)
+    monkeypatch.setitem(ANSWERS, b"UID FETCH 8 (BODY.PEEK[]<", literal(8, b"more"))
+    file = io.BytesIO()
+    assert mailbox.message(8, file, 10, lambda: None) == len(file.getvalue()) == 12
+    monkeypatch.setitem(ANSWERS, b"UID FETCH 8 (BODY.PEEK[]<", literal(8, b"the whole mail"))
+    assert text(mailbox, 8) == b"the whole mail"

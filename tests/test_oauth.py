@@ -159,3 +159,22 @@ def test_why_there_is_no_consent(endpoint, tmp_path, answers, words):
 def test_before_anybody_has_consented_it_says_how(endpoint, tmp_path):
     with pytest.raises(Trouble, match=r"nobody has consented yet .* sudo zulip-email-gateway oauth --token-endpoint"):
         tokens(endpoint, tmp_path, client_secret="").access_token()
+
+
+def test_a_poller_whose_token_is_worthless_does_not_disturb(endpoint, tmp_path):
+    """Which is when somebody consents again: it tries meanwhile, and is refused."""
+    endpoint.answers = [(200, DEVICE), (400, {"error": "invalid_grant"}), CONSENTED]
+    poller = tokens(endpoint, tmp_path, refresh_token="revoked")
+
+    def sleep(_: float) -> None:
+        with pytest.raises(Trouble, match="invalid_grant"):
+            poller.access_token()
+
+    public = Tokens(endpoint.url, {"client_id": "id"}, "mail", tmp_path / "refresh-token", 2)
+    public.consent(endpoint.url, lambda _: None, sleep)
+    assert "first" in (tmp_path / "refresh-token").read_text()
+
+
+def test_a_network_that_fails_for_a_moment_does_not_end_it(endpoint, tmp_path):
+    consent(endpoint, tmp_path, (200, DEVICE), (503, "busy"), CONSENTED)
+    assert "first" in (tmp_path / "refresh-token").read_text()

@@ -14,6 +14,7 @@ from test_addresses import TOKEN
 PATTERN = Pattern("zulip+", "example.com")
 WANTED = f"zulip+general.{TOKEN}@example.com"
 OTHER = f"zulip+mm{TOKEN}@example.com"
+IDENTITY = "Message-ID: <1@example.org>\nDate: Mon, 1 Jan 2024 00:00:00 +0000"
 NOT_OURS = "To: zulip+general@example.com, zulip+mm12@example.com"
 NOTED = ("X-Gm-Original-To", "X-Original-To", "Delivered-To", "X-Delivered-To", "Envelope-To", "X-Envelope-To")
 NOTED += ("X-Forwarded-To",)
@@ -44,6 +45,9 @@ def found(header: str) -> list[str]:
         *(f"{field}: {WANTED}\nTo: {OTHER}" for field in NOTED),
         f"Resent-To: {WANTED}\nTo: {OTHER}",
         f"Delivered-To: zulip@example.com\nEnvelope-To: {WANTED}",
+        # A copy for the other one could not be told from this one.
+        f"Delivered-To: {WANTED}\nTo: {OTHER}, {WANTED}",
+        f"Delivered-To: {WANTED}\nTo: {OTHER}, {WANTED}\nMessage-ID: <1@example.org>",
         f"Received: from a by b for <{WANTED}>; Mon, 1 Jan 2024\nTo: list@example.org",
         f"Received: from a by b;\n Mon\nReceived: from c by a\n\tfor {WANTED}; Mon\nTo: {OTHER}",
         f"Received: from a by b for <{WANTED}>; Mon\nReceived: from x by a for <{OTHER}>; Mon",
@@ -61,7 +65,7 @@ def test_found(header):
         f"To: {WANTED}\nBcc: {OTHER}",
         f"Resent-To: {WANTED}\nResent-CC: {OTHER}\nTo: zulip+x.{TOKEN[::-1]}@example.com",
         f"X-Original-To: {WANTED}\nDelivered-To: {OTHER}\nTo: zulip+x.{TOKEN[::-1]}@example.com",
-        f"Delivered-To: {WANTED}\nTo: {OTHER}, {WANTED}",
+        f"Delivered-To: {WANTED}\nTo: {OTHER}, {WANTED}\n{IDENTITY}",
     ],
 )
 def test_a_mail_to_two(header):

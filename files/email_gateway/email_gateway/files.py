@@ -18,9 +18,9 @@ class Draft:
     it is asked for. Everything raises OSError.
     """
 
-    def __init__(self, path: Path, room: int = 0) -> None:
+    def __init__(self, path: Path, room: int = 0, suffix: str = ".new") -> None:
         self._path = path
-        self._draft = path.with_name(path.name + ".new")
+        self._draft = path.with_name(path.name + suffix)
         descriptor = os.open(self._draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         self._file = open(descriptor, "wb")  # noqa: SIM115 - closed by the next method
         try:

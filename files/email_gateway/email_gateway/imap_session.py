@@ -11,7 +11,7 @@ import re
 import socket
 import ssl
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, BinaryIO, NamedTuple, Protocol
 
 import imap_tools
@@ -110,16 +110,19 @@ class ImapSession:
                 seen[int(uid[1])] = Seen(int(size[1]), literal)
         return seen
 
-    def message(self, uid: int, file: BinaryIO) -> int | None:
-        """Write a mail as it came, piece by piece; its size (bytes), None if it is gone."""
+    def message(self, uid: int, file: BinaryIO, most: int, step: Callable[[], None]) -> int | None:
+        """Write a mail as it came, piece by piece; its size (bytes), None if it is not there. One with more
+        than `most` bytes is not read to its end. step: called before each piece."""
         size = 0
         while True:
+            step()
             piece = self._part(uid, f"BODY.PEEK[]<{size}.{_PIECE}>")
             if piece is None:
                 return None
             file.write(piece)
             size += len(piece)
-            if len(piece) < _PIECE:
+            # A server that knows no pieces sends all of it.
+            if len(piece) != _PIECE or size > most:
                 return size
 
     def with_message_id(self, mark: str) -> list[int]:

@@ -45,7 +45,7 @@ def probe(config: Config, imap: Imap, tokens: Tokens | None, server: str, say: C
                 return False
             time.sleep(PAUSE)
         say(f"It has come into {imap.folder} after {time.monotonic() - began:.0f} s")
-        header = mailbox.headers(uids)[uids[0]].header
+        header = b"".join(seen.header for seen in mailbox.headers(uids).values())
         for uid in uids:
             mailbox.remove(uid)
     finally:
@@ -74,7 +74,7 @@ def _send(config: Config, imap: Imap, tokens: Tokens | None, server: str, addres
         else:
             connection = smtplib.SMTP(host, int(port), timeout=config.timeout)
         with connection:
-            if port != "465" and imap.tls != "none":
+            if port != "465" and not re.fullmatch(r"localhost|127\.[0-9.]+|::1", host):
                 connection.starttls(context=context)
             connection.ehlo()
             if tokens is not None:

@@ -260,20 +260,28 @@ class Journal:
     def verdict(self, key: bytes) -> Verdict | None:
         """What has become of a mail, if that is final."""
         with self._look() as database:
-            row = database.execute("SELECT state, status, cause, reason FROM mail WHERE key = ?", (key,)).fetchone()
+            query = "SELECT state, status, cause, reason, changed FROM mail WHERE key = ?"
+            row = database.execute(query, (key,)).fetchone()
         if row is None or row[0] not in ("delivered", "waiting", "refused"):
             return None
-        return Refused(*row[1:]) if row[0] == "refused" else Delivered("accepted by Zulip before", row[2])
+        self._remember(key, row[4])
+        return Refused(*row[1:4]) if row[0] == "refused" else Delivered("accepted by Zulip before", row[2])
+
+    def _remember(self, key: bytes, changed: float) -> None:
+        """What is asked for is not forgotten (tidy)."""
+        if changed < time.time() - KEPT / 2:
+            with self.change() as database:
+                database.execute("UPDATE mail SET changed = ? WHERE key = ?", (time.time(), key))
 
     def delivered(self, keys: Iterable[bytes]) -> list[bool]:
         """Which of these mails Zulip has accepted. They are remembered on while they are asked for."""
-        with self.change() as database:
-            states = []
-            for key in keys:
-                row = database.execute("SELECT id, state, changed FROM mail WHERE key = ?", (key,)).fetchone()
-                states.append(row is not None and row[1] in ("delivered", "waiting"))
-                if row is not None and row[2] < time.time() - KEPT / 2:
-                    database.execute("UPDATE mail SET changed = ? WHERE id = ?", (time.time(), row[0]))
+        states = []
+        for key in keys:
+            with self._look() as database:
+                row = database.execute("SELECT state, changed FROM mail WHERE key = ?", (key,)).fetchone()
+            states.append(row is not None and row[0] in ("delivered", "waiting"))
+            if row is not None:
+                self._remember(key, row[1])
         return states
 
     def has_posted(self, content: bytes) -> bool:

@@ -73,11 +73,12 @@ class Message:
 
     def fingerprint(self) -> bytes | None:
         """The same for copies of one mail, whatever mail systems have noted on the way (16 bytes); None if
-        it has no Message-ID, by which its sender tells it from the others (RFC 5322, 3.6.4)."""
+        it has no Message-ID and Date, by which its sender tells it from the others (RFC 5322, 3.6)."""
         begin = self.text(0, _MOST_OF_HEADER)
         end = _header_end(begin)
         fields = _IDENTITY.findall(begin[:end])
-        if end is None or not any(field.lower().startswith(b"message-id") for field in fields):
+        names = {field[: field.index(b":")].strip().lower() for field in fields}
+        if end is None or not {b"message-id", b"date"} <= names:
             return None
         digest = hashlib.blake2b(b"".join(sorted(fields)), digest_size=16)
         for piece in self.pieces(end):

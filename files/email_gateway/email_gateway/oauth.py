@@ -114,7 +114,8 @@ class Tokens:
     def consent(self, device_endpoint: str, say: Callable[[str], None], sleep: Callable[[float], None]) -> None:
         """Have somebody consent in a browser, and store the refresh token; raises Trouble. say: tells them how."""
         try:
-            draft = Draft(self._store, _ROOM)
+            # Its own: the poller may be trying a token that is worthless meanwhile.
+            draft = Draft(self._store, _ROOM, ".consent")
         except OSError as error:
             raise self._unwritable(error) from error
         try:
@@ -133,9 +134,11 @@ class Tokens:
                 try:
                     answer = self._token_from(grant)
                 except _Denied as denied:
-                    if denied.fault not in ("authorization_pending", "slow_down"):
+                    if denied.fault not in ("", "authorization_pending", "slow_down"):
                         raise
                     pause += 5 if denied.fault == "slow_down" else 0  # RFC 8628, 3.5
+                    continue
+                except Trouble:  # of the network
                     continue
                 if not answer.get("refresh_token"):
                     raise _trouble(self._url, "gives no refresh_token; does --scope lack offline_access?")

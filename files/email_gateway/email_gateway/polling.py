@@ -14,7 +14,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,7 +43,12 @@ MAX_WAIT, ROOM_RETRY = 1.0, 4.0
 ENOUGH = 3
 # A mail that Zulip cannot take is tried again after half the time since the first try, within
 # these limits, and not any more after five days (seconds); as in Postfix's queue.
-SOONEST, LATEST, GIVEN_UP = 2.0, 1000.0, 5 * 86400.0
+DAY = 86400.0
+SOONEST, LATEST, GIVEN_UP, FEWEST_TRIES = 2.0, 1000.0, 5 * DAY, 5
+# A mail that the server does not show or move is left alone for so long (seconds).
+LEFT_ALONE = 900.0
+# What a mail waits for that has broken the session.
+BROKEN = "session"
 # So many headers are fetched at once; so many addresses a mail may be for.
 BATCH, MOST_RECIPIENTS = 50, 20
 # An inbox with more mails than this is looked at, its latest ones: where fewer than this part are for Zulip, it
@@ -141,14 +146,19 @@ class Inbox:
         self._others: set[int] = set()
         # What mails wait for, the one tried last at the end; so the journal has it once.
         self._waiting_for: dict[int, str] = {}
-        # When to try again (Unix seconds); and since when Zulip takes nothing at all.
+        # When to try again (Unix seconds), how often that was; and since when Zulip takes nothing at all.
         self._due: dict[int, float] = {}
+        self._tries: dict[int, int] = {}
         self._down_since: float | None = None
-        # What the server would not hand out or move.
-        self._stuck: set[int] = set()
-        # What this round has seen, and the latest of it.
+        # What the server would not show or move, and since when (Unix seconds).
+        self._stuck: dict[int, float] = {}
+        # What is better looked at alone: one of them has broken a session.
+        self._singly: set[int] = set()
+        # What is in the folder, but for what is noted not to be for Zulip; and what this round began with.
+        self._present: set[int] = set()
         self._seen: set[int] = set()
-        self._newest = 0
+        # When the service was told to remember what it has delivered (Unix seconds).
+        self._reminded = 0.0
         self._failures = 0
         self._stopping = self._waiting = False
 
@@ -210,9 +220,10 @@ class Inbox:
     def _serve(self, mailbox: ImapSession) -> None:
         """Rounds through the inbox; ends with Trouble when the session breaks."""
         # The session before may have broken in the middle of it.
-        for uid in self._service.delivered(mailbox.identity, mailbox.half_removed()):
-            with self._alone(uid):
-                mailbox.remove(uid)
+        with suppress(Declined):
+            for uid in self._service.delivered(mailbox.identity, mailbox.half_removed()):
+                with self._alone(uid):
+                    mailbox.remove(uid)
         self._stuck.clear()
         quiet = deferred = 0
         while True:
@@ -237,8 +248,7 @@ class Inbox:
         self._know(mailbox)
         began = time.time()
         queue = self._queue(mailbox)
-        self._seen = set(queue)
-        self._newest = max((*queue, *self._others, self._notes.passed))
+        self._seen = set(self._present)
         taken = in_a_row = 0
         waiting = set[str]()  # tokens of channels; "" for all
         while queue and in_a_row < ENOUGH:
@@ -246,46 +256,51 @@ class Inbox:
                 raise Stopped
             self._step()
             uid = queue.pop(0)
-            if uid in self._stuck or not self._is_for_zulip(mailbox, uid, queue):
+            is_due = self._due.get(uid, 0.0) <= time.time()
+            if not (is_due or uid in self._done) or not self._is_for_zulip(mailbox, uid, queue):
                 continue
             is_done = uid in self._done
-            if not is_done and (self._due.get(uid, 0.0) > time.time() or self._has_to_wait(uid, waiting)):
+            if not is_done and self._has_to_wait(uid, waiting):
                 continue
-            waits_for = self._remove_or_take(mailbox, uid, is_done)
+            waits = self._remove_or_take(mailbox, uid, is_done)
             if uid in self._stuck:
                 continue
-            if waits_for is None:
+            if waits is None:
                 taken, in_a_row = taken + 1, 0
                 self._is_up()
                 queue[:0] = self._new_replies(mailbox)
-            elif waits_for.verdict.cause in _NO_ROOM:
-                waiting.add(waits_for.token if waits_for.verdict.cause == RATE_LIMITED else "")
+            elif waits.verdict.cause in _NO_ROOM:
+                waiting.add(waits.token if waits.verdict.cause == RATE_LIMITED else "")
                 in_a_row = 0
             else:
                 in_a_row += 1
         if (in_a_row >= ENOUGH or (in_a_row and not taken)) and self._down_since is None:
             self._down_since = began
-        self._pass_over(queue)
-        return Round(taken, len(self._mails.keys() | set(queue)), bool(waiting))
+        self._pass_over()
+        return Round(taken, len(self._present - self._others), bool(waiting))
 
     def _know(self, mailbox: ImapSession) -> None:
         """Begin anew with an inbox that is not the one of the session before."""
         if mailbox.identity != self._identity:
             self._identity = mailbox.identity
             self._notes = Notes(self._config.state_dir, _inbox(mailbox, self._config.pattern))
-            self._mails, self._waiting_for, self._due = {}, {}, {}
-            self._done, self._others = set(), set()
+            self._mails, self._waiting_for, self._due, self._tries = {}, {}, {}, {}
+            self._done, self._others, self._singly = set(), set(), set()
 
     def _queue(self, mailbox: ImapSession) -> list[int]:
         """What may be for Zulip, in the order in which to try; what has left the inbox is forgotten."""
         uids = mailbox.uids(self._notes.passed)
-        present = set(uids)
-        self._mails = {uid: found for uid, found in self._mails.items() if uid in present}
-        self._waiting_for = {uid: cause for uid, cause in self._waiting_for.items() if uid in present}
-        self._due = {uid: due for uid, due in self._due.items() if uid in present}
-        self._done &= present
-        self._others &= present
-        self._notes.keep_only(present)
+        self._present = set(uids)
+        for gone in {*self._mails, *self._waiting_for, *self._due} - self._present:
+            self._forget(gone)
+        self._others &= self._present
+        self._singly &= self._present
+        self._notes.keep_only(self._present)
+        now = time.time()
+        self._stuck = {uid: since for uid, since in self._stuck.items() if now < since + LEFT_ALONE}
+        if self._done and now > self._reminded + DAY:
+            self._service.delivered(mailbox.identity, sorted(self._done))
+            self._reminded = now
         # Those that Zulip or the server had trouble with come last, in the order in which
         # they were tried: it may be they.
         trouble = [uid for uid, cause in self._waiting_for.items() if cause not in _NO_ROOM]
@@ -293,51 +308,84 @@ class Inbox:
         return [uid for uid in uids if uid not in last] + trouble
 
     def _is_for_zulip(self, mailbox: ImapSession, uid: int, queue: list[int]) -> bool:
-        """Whether a mail is for Zulip; looks at those that are next in the queue as well."""
-        if uid not in self._mails and uid not in self._others:
-            batch = [uid]
-            if uid not in self._notes.suspects:
-                unknown = (next_ for next_ in queue if next_ not in self._mails and next_ not in self._notes.suspects)
-                batch += itertools.islice(unknown, BATCH - 1)
+        """Whether a mail is for Zulip, as far as it can be read; looks at those that are next in the queue as well."""
+        alone = self._notes.suspects | self._singly
+        if not self._is_known(uid) and uid not in alone:
+            unknown = (other for other in queue if other != uid and not self._is_known(other) and other not in alone)
+            batch = [uid, *itertools.islice(unknown, BATCH - 1)]
             try:
                 self._look_at(mailbox, batch)
-            except Declined:
-                with self._alone(uid):  # it may be one of them
-                    self._look_at(mailbox, [uid])
-        return uid in self._mails
+            except Trouble as trouble:  # it may be one of them
+                self._singly |= set(batch)
+                if not isinstance(trouble, Declined):
+                    raise
+        if not self._is_known(uid):
+            with self._alone(uid):
+                self._look_at(mailbox, [uid])
+        return uid in self._mails and uid not in self._stuck
+
+    def _is_known(self, uid: int) -> bool:
+        return uid in self._mails or uid in self._others or uid in self._stuck
 
     def _look_at(self, mailbox: ImapSession, uids: list[int]) -> None:
         """Find out to whom mails are, and which of them Zulip has already."""
-        for uid in self._notes.too_bad & set(uids):
+        for uid in uids:
             with self._alone(uid):
-                self._set_aside(mailbox, uid, "the gateway has ended twice while it read its header")
-            self._others.add(uid)
-        uids = [uid for uid in uids if uid not in self._others]
+                if uid in self._notes.too_bad:
+                    self._set_aside(mailbox, uid, "the gateway has ended twice while it read its header")
+                elif self._breaks_for_good(uid):
+                    self._set_aside(mailbox, uid, "the session with the server has broken each time that it was read")
+        uids = [uid for uid in uids if uid in self._present and uid not in self._stuck]
         seen = mailbox.headers(uids) if uids else {}
+        self._not_shown(mailbox, set(uids) - seen.keys())
         watchdog.expect(READ_WITHIN)
-        with self._notes.reading(uids):
+        with self._notes.reading(list(seen)):
             for uid, (size, header) in seen.items():
                 recipients = tuple(find_recipients(header, self._config.pattern))
                 if recipients:
                     self._mails[uid] = Found(size, recipients)
+                else:
+                    self._others.add(uid)
         self._step()
-        self._others |= set(uids) - self._mails.keys()
         self._done |= self._service.delivered(mailbox.identity, sorted(seen.keys() & self._mails.keys()))
 
-    def _pass_over(self, queue: list[int]) -> None:
+    def _not_shown(self, mailbox: ImapSession, uids: set[int]) -> None:
+        """The server has not shown these: they are gone, or it cannot."""
+        if uids:
+            left = uids & set(mailbox.uids(min(uids) - 1))
+            for uid in uids - left:
+                self._forget(uid)
+            for uid in left:
+                self._leave_alone(uid, "the server does not show it")
+
+    def _leave_alone(self, uid: int, why: object) -> None:
+        self._stuck[uid] = time.time()
+        _say(f"UID {uid} is left alone for {LEFT_ALONE / 60:.0f} minutes: {why}")
+
+    def _breaks_for_good(self, uid: int) -> bool:
+        """Whether the session has broken over a mail for so long that it is not read any more."""
+        return self._waiting_for.get(uid) == BROKEN and self._is_given_up(uid)
+
+    def _pass_over(self) -> None:
         """Note up to where there is nothing for Zulip."""
-        left = (*self._mails, *self._stuck, *queue)
+        left = self._present - self._others
         others = [uid for uid in self._others if not left or uid < min(left)]
         self._notes.pass_over(max((self._notes.passed, *others)))
         self._others.difference_update(others)
+        self._present.difference_update(others)
         if others:
             _say(f"{len(others)} mails are not for Zulip, and stay")
 
     def _new_replies(self, mailbox: ImapSession) -> list[int]:
         """Replies to notifications that have come since the round began; they do not wait."""
-        new = mailbox.uids(self._newest)
-        self._newest = max((*new, self._newest))
-        replies = [uid for uid in new if self._is_for_zulip(mailbox, uid, new) and self._is_reply(uid)]
+        new = mailbox.uids(max((*self._present, *self._seen, self._notes.passed)))
+        self._present |= set(new)
+        replies = []
+        for place, uid in enumerate(new):
+            if self._stopping:
+                raise Stopped
+            if self._is_for_zulip(mailbox, uid, new[place + 1 :]) and self._is_reply(uid):
+                replies.append(uid)
         self._seen |= set(replies)
         return replies
 
@@ -363,39 +411,43 @@ class Inbox:
         try:
             yield
         except Declined as trouble:
-            self._stuck.add(uid)
-            _say(f"UID {uid} is left alone until the next session: {trouble}")
-        except Trouble as trouble:  # the session broke, and it may be this mail that breaks it
-            self._tried(uid, trouble.verdict.cause)
+            self._leave_alone(uid, trouble)
+        except Trouble:  # the session broke, and it may be this mail that breaks it
+            self._tried(uid, BROKEN)
+            self._try_later(uid)
             raise
 
     def _take(self, mailbox: ImapSession, uid: int) -> Waits | None:
         """Deliver one mail to all that it is for, and move it where it belongs."""
-        size, recipients = self._mails[uid]
-        if size > self._imap.largest:
-            self._set_aside(mailbox, uid, f"it has {size} bytes, and Zulip takes at most {self._imap.largest}")
-            return None
-        if len(recipients) > MOST_RECIPIENTS:
-            self._set_aside(
-                mailbox, uid, f"it is for {len(recipients)} addresses, and at most {MOST_RECIPIENTS} are served"
-            )
+        recipients, largest = self._mails[uid].recipients, self._imap.largest
+        if why := self._unfit(uid):
+            self._set_aside(mailbox, uid, why)
             return None
         refused: list[str] = []
+        posted: list[str] = []
+        waits: Waits | None = None
         with stored(self._spool) as file:
-            if mailbox.message(uid, file) is None:  # it is gone
-                self._forget(uid)
+            size = mailbox.message(uid, file, largest, self._step)
+            if size is None:
+                self._not_shown(mailbox, {uid})
+                return None
+            if size > largest:
+                self._set_aside(mailbox, uid, f"it has more than {largest} bytes, the most that Zulip takes")
                 return None
             for recipient in recipients:
-                # By its UID alone the service knows a mail that has reached all.
-                is_last = recipient == recipients[-1] and not refused
-                name = str(uid) if is_last else f"{uid} {recipient}"
+                self._step()
+                name = str(uid) if len(recipients) == 1 else f"{uid} {recipient}"
                 verdict = self._service.deliver(file, MAX_WAIT, recipient=recipient, inbox=mailbox.identity, uid=name)
                 if isinstance(verdict, Deferred):
-                    return Waits(verdict, token_of(recipient, self._config.pattern))
-                if isinstance(verdict, Refused):
+                    waits = waits or Waits(verdict, token_of(recipient, self._config.pattern))
+                elif isinstance(verdict, Refused):
                     refused.append(verdict.reason if len(recipients) == 1 else f"{recipient}: {verdict.reason}")
                 else:
-                    _say(f"UID {uid}, {size} bytes for {recipient}: {verdict.note}")
+                    posted.append(f"UID {uid}, {size} bytes for {recipient}: {verdict.note}")
+        if waits is not None:
+            return waits
+        for line in posted:
+            _say(line)
         if refused:
             self._set_aside(mailbox, uid, "; ".join(refused))
         else:
@@ -403,16 +455,39 @@ class Inbox:
             self._remove(mailbox, uid)
         return None
 
+    def _unfit(self, uid: int) -> str:
+        """Why a mail is not even read; empty if it is."""
+        size, recipients = self._mails[uid]
+        if self._breaks_for_good(uid):
+            return "the session with the server has broken each time that it was read"
+        if len(recipients) > MOST_RECIPIENTS:
+            return f"it is for {len(recipients)} addresses, and at most {MOST_RECIPIENTS} are served"
+        if size > self._imap.largest:
+            return f"it has {size} bytes, and Zulip takes at most {self._imap.largest}"
+        return ""
+
     def _not_taken(self, mailbox: ImapSession, uid: int, verdict: Deferred) -> None:
         """Note that a mail waits, and say why if that is new; give it up in the end."""
         if self._tried(uid, verdict.cause) != verdict.cause:
             _say(f"UID {uid} waits: {verdict.reason}")
         if verdict.cause in _NO_ROOM:
             return
-        age = time.time() - self._notes.since(uid)
-        self._due[uid] = time.time() + min(max(age / 2, SOONEST), LATEST)
-        if age > GIVEN_UP:
-            self._set_aside(mailbox, uid, f"not posted for {age / 86400:.1f} days: {verdict.reason}")
+        self._try_later(uid)
+        if self._is_given_up(uid):
+            days = self._age(uid) / DAY
+            self._set_aside(mailbox, uid, f"not posted for {days:.1f} days: {verdict.reason}")
+
+    def _try_later(self, uid: int) -> None:
+        self._tries[uid] = self._tries.get(uid, 0) + 1
+        self._due[uid] = time.time() + min(max(self._age(uid) / 2, SOONEST), LATEST)
+
+    def _age(self, uid: int) -> float:
+        """How long (seconds) a mail could not be posted."""
+        return time.time() - self._notes.since(uid)
+
+    def _is_given_up(self, uid: int) -> bool:
+        """Not if the host was off for days: then it was tried twice."""
+        return self._tries.get(uid, 0) >= FEWEST_TRIES and self._age(uid) > GIVEN_UP
 
     def _tried(self, uid: int, cause: str) -> str | None:
         """Note what a mail waits for, and that it was tried last; what it waited for before."""
@@ -452,7 +527,9 @@ class Inbox:
         self._mails.pop(uid, None)
         self._waiting_for.pop(uid, None)
         self._due.pop(uid, None)
+        self._tries.pop(uid, None)
         self._done.discard(uid)
+        self._present.discard(uid)
 
 
 def _say(text: str) -> None:

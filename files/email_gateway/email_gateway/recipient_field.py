@@ -22,8 +22,10 @@ _NOTED = (
 )
 # What the sender writes; who sends a mail on (RFC 5322, 3.6.6) comes before who wrote it.
 _RESENT, _WRITTEN = ("Resent-To", "Resent-CC", "Resent-Bcc"), ("To", "CC", "Bcc")
+# By these copies of one mail are known (message.Message.fingerprint).
+_IDENTITY = ("Message-ID", "Date")
 # All that is to be fetched of a header.
-FIELDS = (*_NOTED, "Received", *_RESENT, *_WRITTEN)
+FIELDS = (*_NOTED, "Received", *_RESENT, *_WRITTEN, *_IDENTITY)
 # For whom the mail system that wrote it has taken a mail (RFC 5321, 4.4).
 _FOR = re.compile(r"(?is)\sfor\s+<?([^\s<>;]{1,998})")
 
@@ -33,14 +35,14 @@ def find_recipients(header: bytes, pattern: Pattern) -> list[str]:
 
     What a mail system has noted decides: of a mail to a list, or one that somebody redirects,
     the sender has written other addresses. Where the sender has written a noted one as well,
-    the mail is for all the others written there, too: providers keep only one copy of a mail
-    to several addresses of one inbox.
+    the mail is for all the others written there, too: many providers keep only one copy of a
+    mail to several addresses of one inbox; copies that others keep are told by their identity.
     """
     # compat32 takes everything apart and raises nothing, however broken a field is.
     message = email.parser.BytesHeaderParser(policy=email.policy.compat32).parsebytes(header)
     noted = _found([*_values(message, _NOTED), *_last_hop(message)], pattern)
     written = _found(_values(message, _RESENT), pattern) or _found(_values(message, _WRITTEN), pattern)
-    if noted and not noted.keys() & written.keys():
+    if noted and not (noted.keys() & written.keys() and all(field in message for field in _IDENTITY)):
         return list(noted.values())
     return list((noted | {token: address for token, address in written.items() if token not in noted}).values())
 
