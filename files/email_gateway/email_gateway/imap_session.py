@@ -32,6 +32,9 @@ _MOST_FOUND = 50_000
 _NOTHING = re.compile(rb'\bBODY\[[A-Z]*\](<\d+>)? (""|NIL)')
 _HEADER = f"BODY.PEEK[HEADER.FIELDS ({' '.join(recipient_field.FIELDS)})]<0.{_MOST_OF_HEADER}>".upper()
 _UID, _SIZE = re.compile(rb"\bUID (\d{1,10})\b"), re.compile(rb"\bRFC822\.SIZE (\d{1,20})\b")
+# The first of three lists, of the user's own folders: prefix, and what is of no interest here.
+_PREFIX = re.compile(rb'\("((?:[^"\\]|\\.)*)"[^()]*(?:\([^()]*\)[^()]*)*\)')
+_PERSONAL = re.compile(rb"\((?:" + _PREFIX.pattern + rb")+\)")
 # What can go wrong on the way to the server and back.
 _BROKEN = (OSError, imaplib.IMAP4.error, ImapToolsError)
 
@@ -262,8 +265,9 @@ class ImapSession:
         found, *_ = self._check(self._box.client.namespace())
         if isinstance(found, tuple):  # it came as a literal
             return bytes(found[1]) if found[0].startswith(b"(({") else b""
-        personal = re.match(rb'\(\("((?:[^"\\]|\\.)*)"', found or b"")
-        return re.sub(rb"\\(.)", rb"\1", personal[1]) if personal else b""
+        personal = _PERSONAL.match(found or b"")
+        prefixes = [re.sub(rb"\\(.)", rb"\1", prefix) for prefix in _PREFIX.findall(personal[0] if personal else b"")]
+        return b"" if b"" in prefixes else (prefixes or [b""])[0]
 
     def _make_failed_folder(self) -> None:
         client = self._box.client

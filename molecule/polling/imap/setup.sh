@@ -18,10 +18,10 @@ case $(hostname) in
     sed -i 's/^  inbox = yes/&\n  prefix = Persönliche Post\/\n  separator = \//; s/^ssl = required/ssl = yes/' /opt/imap/dovecot.conf
     cat >> /opt/imap/dovecot.conf <<'C'
 disable_plaintext_auth = no
-namespace archive {
-  prefix = Archive/
+namespace second {
+  prefix = Second/
   separator = /
-  location = mbox:~/archive
+  location = mbox:~/second
 }
 C
     ;;
