@@ -180,6 +180,7 @@ class Copied(set):
         (b'(("INBOX." ".")) NIL NIL', b'"INBOX.Zulip-Failed"'),
         (b'(("Mine/" "/")("Archive/" "/" "X-PARAM" ("F"))) (("Others/" "/")) NIL', b'"Mine/Zulip-Failed"'),
         (b'(("Archive/" "/")("" "/")) NIL NIL', b'"Zulip-Failed"'),
+        (b'(("Archive/" "/")("Inbox/" "/")) NIL NIL', b'"Inbox/Zulip-Failed"'),
         (rb'(("My \"own\" &AOQ-/" "/")) NIL NIL', rb'"My \"own\" &AOQ-/Zulip-Failed"'),
         (b'(({6}\r\nINBOX/ "/")) NIL NIL', b'"INBOX/Zulip-Failed"'),
         (b"NIL NIL NIL", b'"Zulip-Failed"'),

@@ -267,7 +267,7 @@ class ImapSession:
             return bytes(found[1]) if found[0].startswith(b"(({") else b""
         personal = _PERSONAL.match(found or b"")
         prefixes = [re.sub(rb"\\(.)", rb"\1", prefix) for prefix in _PREFIX.findall(personal[0] if personal else b"")]
-        return b"" if b"" in prefixes else (prefixes or [b""])[0]
+        return min(prefixes, key=lambda prefix: (prefix != b"", not prefix.upper().startswith(b"INBOX")), default=b"")
 
     def _make_failed_folder(self) -> None:
         client = self._box.client

@@ -22,6 +22,7 @@ namespace second {
   prefix = Second/
   separator = /
   location = mbox:~/second
+  hidden = yes
 }
 C
     ;;
