@@ -115,7 +115,7 @@ def changed_program(mx: ZulipHost, *edits: str) -> Iterator[None]:
         mx.sh(f"rm -rf {LIB}; mv /root/program {LIB}; {restart}")
 
 
-@pytest.mark.parametrize("fault", ["crash: __import__('os').abort()", "hang: exec('while True: pass')"])
+@pytest.mark.parametrize("fault", ['crash: __import__("os").abort()', 'hang: exec("while True: pass")'])
 def test_a_mail_over_which_the_poller_ends_twice_is_set_aside(mx, inbox, subject, fault):
     """It has a watchdog."""
     name, _, code = fault.partition(": ")
