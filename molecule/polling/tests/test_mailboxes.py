@@ -120,9 +120,7 @@ def test_a_mail_over_which_the_poller_ends_twice_is_set_aside(mx, inbox, subject
     """It has a watchdog."""
     name, _, code = fault.partition(": ")
     edits = (
-        f"sed -i 's/^    noted = .*/    if b\"{name}@\" in header: {code}\\n&/' {LIB}/recipient_field.py".replace(
-            "'os'", '"os"'
-        ),
+        f"sed -i 's/^    noted = .*/    if b\"{name}@\" in header: {code}\\n&/' {LIB}/recipient_field.py",
         f"sed -i 's/^READ_WITHIN = .*/READ_WITHIN = 3.0/' {LIB}/polling.py",
     )
     with changed_program(mx, *edits):
