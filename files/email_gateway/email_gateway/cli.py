@@ -53,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
         variable = f"email_gateway_oauth_{name.replace('-', '_')}"
         oauth.add_argument(f"--{name}", required=True, help=f"as in the inventory ({variable})")
     oauth.add_argument(
-        "--client-secret", action="store_true", help="ask for the client's secret; a public client has none"
+        "--client-secret", action="store_true", help="ask for the secret of the client; a public one has none"
     )
     oauth.add_argument("--state-dir", type=Path, default=Path("/var/lib/zulip-email-gateway"), help=argparse.SUPPRESS)
     commands.add_parser("check", help="prove that Zulip would take mail; sends none")
@@ -172,7 +172,7 @@ def _consent(options: argparse.Namespace) -> int:
     from .oauth import Tokens
 
     _become_owner(options.state_dir)
-    secret = getpass.getpass("The client's secret: ") if options.client_secret else ""
+    secret = getpass.getpass("The secret of the client: ") if options.client_secret else ""
     client = {"client_id": options.client_id, "client_secret": secret}
     store = options.state_dir / "refresh-token"
     Tokens(options.token_endpoint, client, options.scope, store, 30.0).consent(
