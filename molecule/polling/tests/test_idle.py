@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import statistics
 import time
@@ -158,12 +159,14 @@ for number in range({number}):
 """
 
 
-def test_ten_thousand_mails_and_everything_is_cut_and_killed(mx, inbox, subject):
-    """At Zulip's pace; a mail for which the service was killed may be in doubt."""
+def test_a_full_inbox_and_everything_is_cut_and_killed(mx, inbox, subject):
+    """None lost, none twice; one for which the service was killed may be in doubt. By hand with
+    MAILS=10000, which takes 12 minutes."""
+    number = int(os.environ.get("MAILS", "2000"))
     limits(mx, "1000/5 8000/60")
     mx.sh(f"systemctl stop {POLL}")
     fields = {"user": inbox.user, "password": inbox.password, "channel": inbox.channel, "subject": subject}
-    script = FILL.format(number=10_000, **fields)
+    script = FILL.format(number=number, **fields)
     inbox.imap.sh(f"cat > /root/fill.py <<'EOF'\n{script}\nEOF\npython3 /root/fill.py")
     mx.sh(f"systemctl start {POLL}")
     rng = random.Random(7)
@@ -178,8 +181,8 @@ def test_ten_thousand_mails_and_everything_is_cut_and_killed(mx, inbox, subject)
             mx.sh(f"systemctl kill --signal=KILL {what}; systemctl reset-failed {what}; systemctl start {what}")
     left = inbox.count()
     assert left > 0  # it was cut and killed while there was something to do
-    all_posted(mx, inbox, "10,000, cut 50 times, killed 40 times", subject, 10_000, 900, in_doubt=20)
-    tell(f"10,000 mails: {time.monotonic() - began:.0f} s, {left} left after the last cut")
+    all_posted(mx, inbox, "cut 50 times, killed 40 times", subject, number, 900, in_doubt=20)
+    tell(f"{number} mails: {time.monotonic() - began:.0f} s, {left} left after the last cut")
 
 
 def test_stopped_and_restarted_during_delivery(mx, inbox, subject):
