@@ -12,7 +12,19 @@ import pytest
 from email_gateway.addresses import Pattern
 from email_gateway.config import Imap
 from email_gateway.imap_session import Declined, Seen
-from email_gateway.polling import BATCH, FEWEST_TRIES, GIVEN_UP, LEFT_ALONE, MAX_WAIT, MOST_RECIPIENTS, Inbox, Stopped
+from email_gateway.polling import (
+    BATCH,
+    FEWEST_TRIES,
+    GIVEN_UP,
+    LEFT_ALONE,
+    MAX_WAIT,
+    MOST_RECIPIENTS,
+    RETRIES,
+    ROOM_RETRY,
+    WAITS,
+    Inbox,
+    Stopped,
+)
 from email_gateway.verdict import Deferred, Delivered, Refused, Trouble, Verdict
 from mails import spool
 from test_addresses import TOKEN
@@ -450,3 +462,30 @@ def test_many_that_come_meanwhile_are_looked_at_in_batches(inbox, monkeypatch):
     )
     inbox.take_all(folder)
     assert len(folder.asked) == 1 + 300 / BATCH
+
+
+class Enough(Exception):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("answer", "pauses"),
+    [(NO_ROOM, (ROOM_RETRY,) * 3), (LATER, RETRIES[:3]), (Delivered(), (WAITS[0], WAITS[1], WAITS[2]))],
+)
+def test_how_long_it_waits_for_what_comes(inbox, answer, pauses):
+    """Room for channel mail is looked for steadily, Zulip less and less."""
+    waited = []
+
+    class Quiet(Folder):
+        def half_removed(self) -> list[int]:
+            return []
+
+        def wait(self, seconds: float) -> None:
+            waited.append(seconds)
+            if len(waited) == 3:
+                raise Enough
+
+    inbox.service.answers = [answer]
+    with pytest.raises(Enough):
+        inbox._serve(Quiet(CHANNEL))
+    assert tuple(waited) == pauses
