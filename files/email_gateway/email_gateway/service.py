@@ -41,6 +41,7 @@ from .verdict import (
     exit_status,
     one_line,
 )
+from .watchdog import notify, watchdog_seconds
 
 # Look this often (seconds) for what failed inside Zulip, and for what there is to tidy.
 _TICK, _TIDY = 5.0, 60.0
@@ -377,20 +378,6 @@ def listening_sockets() -> tuple[socket.socket, socket.socket | None]:
         raise Trouble("4.3.0", "socket", what)
     found = {name: socket.socket(fileno=_FIRST_DESCRIPTOR + number) for number, name in enumerate(names)}
     return found[SUBMIT], found.get(POLICY)
-
-
-def notify(state: str) -> None:
-    """Tell systemd (sd_notify(3)); nothing where it does not listen."""
-    address = os.environ.get("NOTIFY_SOCKET", "")
-    if address:
-        with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
-            sender.sendto(state.encode(), address.replace("@", "\0", 1) if address[0] == "@" else address)
-
-
-def watchdog_seconds() -> float | None:
-    """How often to show that the service is alive, None if nobody asks (sd_watchdog_enabled(3))."""
-    microseconds = os.environ.get("WATCHDOG_USEC", "")
-    return int(microseconds) / 3e6 if microseconds.isdecimal() else None
 
 
 def say(text: str) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from conftest import ZulipHost
 
+POLL = "zulip-email-gateway-poll"
 # Runs on the IMAP server: appends mails, one by one, and prints when each began.
 APPEND = r"""
 import imaplib, json, sys, time

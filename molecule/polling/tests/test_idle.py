@@ -11,9 +11,7 @@ from collections import Counter
 import pytest
 from conftest import ZulipHost, tell, wait
 from figures import JOURNAL, ZULIP_DOWN, broken, clean, limits
-from imap_inbox import Inbox
-
-POLL = "zulip-email-gateway-poll"
+from imap_inbox import POLL, Inbox
 
 
 @pytest.fixture

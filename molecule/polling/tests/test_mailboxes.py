@@ -7,9 +7,8 @@ from contextlib import contextmanager
 
 import pytest
 from conftest import ZulipHost, changed, tell, wait
-from imap_inbox import Inbox
+from imap_inbox import POLL, Inbox
 
-POLL = "zulip-email-gateway-poll"
 LIB = "/usr/local/lib/zulip-email-gateway/email_gateway"
 FAILED = "Persönliche Post/Zulip-Failed"
 

@@ -7,9 +7,8 @@ import time
 
 import pytest
 from conftest import ZulipHost, changed, wait
-from imap_inbox import Inbox
+from imap_inbox import POLL, Inbox
 
-POLL = "zulip-email-gateway-poll"
 OAUTH = {
     "email_gateway_oauth_token_endpoint": "https://imap2.example.com:8443/token",
     "email_gateway_oauth_client_id": "zulip",
