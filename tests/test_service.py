@@ -36,12 +36,12 @@ sys.exit(main(["--config", sys.argv[2], "serve"]))
 
 
 class Zulip:
-    """Accepts mail, after .seconds, and posts it; .unknown addresses it refuses."""
+    """Accepts mail, after .seconds, and posts it after .worker_seconds more; .unknown addresses it refuses."""
 
     def __init__(self, logs: Path) -> None:
         zulip = self
         self.seconds, self.unknown, self.handed = 0.0, False, 0
-        self.status = 200
+        self.status, self.worker_seconds = 200, 0.0
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
@@ -56,7 +56,8 @@ class Zulip:
                     zulip.handed += 1
                     time.sleep(zulip.seconds)
                     what = "from user 9 to" if b"rcpt_to=mm" in body else "to"
-                    tell(logs, f"Successfully processed email {what} general (zulip)")
+                    posted = f"Successfully processed email {what} general (zulip)"
+                    threading.Timer(zulip.worker_seconds, lambda: tell(logs, posted)).start()
                 text = json.dumps(answer).encode()
                 self.send_response(400 if "error" in text.decode() else zulip.status)
                 self.send_header("Content-Length", str(len(text)))
@@ -150,6 +151,21 @@ def test_asked_to_end_it_finishes_what_it_has_begun(running):
     for thread in threads:
         thread.join()
     assert verdicts == [POSTED] * 5 and running.zulip.handed == 5
+
+
+def test_the_journal_removed_and_a_restart_post_nothing_twice(running):
+    """While Zulip has accepted a mail and not posted it yet."""
+    running.zulip.worker_seconds = 2.0
+    verdicts: list[object] = []
+    thread = threading.Thread(target=lambda: verdicts.append(running.deliver(CHANNEL, "Q", max_wait=60)))
+    thread.start()
+    time.sleep(0.5)
+    for path in running.state.glob("journal*"):
+        path.unlink()
+    assert running.stop() == 0
+    running.start()
+    thread.join(60)
+    assert verdicts == [POSTED] and running.zulip.handed == 1
 
 
 def test_who_waits_for_room_when_it_ends_waits_for_the_next(running):

@@ -206,7 +206,9 @@ def in_a_flood(mx: ZulipHost, subject: str, name: str) -> None:
         replies_in_a_flood(mx, 1)
     flush_until(mx, subject, 60, 120)
     report(mx, name, subject, 60)
-    assert twice(mx, subject) <= (0 if name == "service restarted" else 1)
+    # Killed with its journal lost: what Zulip has just then is not known, each time.
+    most = {"service restarted": 0, "journal deleted and service restarted": 0, "journal corrupted": 3}
+    assert twice(mx, subject) <= most.get(name, 1)
 
 
 # On the host itself and from before the first mail on, so that a slow test machine kills

@@ -462,6 +462,17 @@ class Journal:
             (flight.handed, flight.failed, flight.copy, flight.kind, flight.text, flight.at, flight.key),
         )
 
+    def keep_flight(self, database: sqlite3.Connection, flight: Flight) -> None:
+        """Write all that is known of it, also into a journal that is newer; its unit stands in the former one."""
+        unit = flight.unit.unit if flight.unit is not None and flight.unit.journal == self._generation else None
+        is_reply, begun = flight.is_reply, flight.begun
+        database.execute(
+            "INSERT INTO flight (key, address, is_reply, unit, begun, copy) VALUES (?, ?, ?, ?, ?, ?)"
+            " ON CONFLICT (key) DO NOTHING",
+            (flight.key, flight.address, is_reply, unit, begun, flight.copy),
+        )
+        self.save_flight(database, flight)
+
     @staticmethod
     def close_flight(database: sqlite3.Connection, flight: Flight) -> None:
         """Its outcome is dealt with."""

@@ -280,6 +280,15 @@ class Outcomes:
                     self._journal.close_flight(database, flight)
                 self.forget(flight)
 
+    def keep(self) -> None:
+        """Before the end, write down what is under way: the journal may be new meanwhile. Raises Trouble."""
+        with self._changed:
+            self.look()
+            with self._journal.change() as database:
+                for flight in self._flights:
+                    self._journal.keep_flight(database, flight)
+                self._write_positions(database)
+
     def _write(self) -> None:
         with self._journal.change() as database:
             self._write_all(database)

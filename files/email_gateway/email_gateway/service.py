@@ -135,6 +135,8 @@ class Service:
             thread.join()
         if self._gateway is not None:
             self._gateway.close()
+            with suppress(Trouble):
+                self._gateway.outcomes.keep()
         if self._journal is not None:
             with suppress(Trouble):
                 self._policy.tidy(self._journal)
