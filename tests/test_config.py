@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import jinja2
 import pytest
 import yaml
 from email_gateway import config
+from email_gateway.address_book import AddressBook
 from email_gateway.addresses import Pattern
 from email_gateway.config import Config, Window
 from email_gateway.verdict import Trouble
@@ -28,7 +30,7 @@ def made_logs(folder: Path) -> Path:
 def make_config(folder: Path, **changes: Any) -> Config:
     (folder / "credential").write_text("s3cret\n")
     return Config(
-        pattern=Pattern("", "mail.example.com"),
+        addresses=AddressBook(Pattern("", "mail.example.com")),
         post_automatic=False,
         state_dir=folder,
         credential=folder / "credential",
@@ -45,6 +47,12 @@ def make_config(folder: Path, **changes: Any) -> Config:
         quarantine_bytes=2**20,
         quarantine_days=30,
     )._replace(**changes)
+
+
+def write_addresses(folder: Path, **changes: Any) -> None:
+    """addresses.json, as the role writes it."""
+    empty = {"former": [], "aliases": {}, "senders": {}, "blocked": [], "sends_from": []}
+    (folder / config.ADDRESSES).write_text(json.dumps(empty | changes))
 
 
 def rendered(folder: Path) -> str:
@@ -70,6 +78,7 @@ def rendered(folder: Path) -> str:
 def test_template_is_what_the_program_reads(tmp_path):
     file = tmp_path / "gateway.conf"
     file.write_text(rendered(tmp_path))
+    write_addresses(tmp_path)
     loaded = config.load(file)
     assert loaded.pattern == Pattern("", "mail.example.com")
     assert loaded.windows == (Window(50, 60), Window(120, 300), Window(600, 3600))
@@ -102,6 +111,7 @@ def test_fault_is_named(tmp_path, old, new, words):
     text = rendered(tmp_path)
     assert old in text
     file.write_text(text.replace(old, new))
+    write_addresses(tmp_path)
     with pytest.raises(Trouble) as caught:
         config.load(file)
     assert caught.value.verdict.status == "4.3.5"

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 import pytest
 from email_gateway import late, outcome, worker_log
+from email_gateway.address_book import AddressBook
 from email_gateway.addresses import Pattern
 from email_gateway.backend_http import HttpBackend
 from email_gateway.failures import Failures
@@ -196,7 +197,7 @@ def test_one_that_has_to_wait_holds_up_none_that_was_posted(gateway):
     for thread in threads:
         thread.join()
     tell(gateway.config.logs, TOO_LONG, NOTHING, A_REPLY)
-    gateway.config = gateway.config._replace(pattern=Pattern("user+", "mail.example.com"))
+    gateway.config = gateway.config._replace(addresses=AddressBook(Pattern("user+", "mail.example.com")))
     told, waits = late.take_up(gateway)
     assert waits.cause == "other pattern" and len(told) == 2
     assert "no text" in told[0] and "posted in Zulip" in told[1]

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 from email_gateway import backlog, outcome, policy, questions
-from email_gateway.addresses import parse
 from email_gateway.gateway import Envelope
 from email_gateway.journal import Journal, address_of
 from email_gateway.outcome import IN_DOUBT
@@ -478,4 +477,4 @@ def test_a_hundred_smtpds_ask_at_once(asked):
 def test_what_is_known_outlives_a_restart(asked):
     rcpt(asked)
     assert Journal(asked.gateway.config.state_dir).known_since(address_of(TOKEN)) > time.time() - 60
-    assert parse(CHANNEL, asked.gateway.config.pattern).is_reply is False
+    assert asked.gateway.config.addresses.parse(CHANNEL).is_reply is False

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import pytest
+from email_gateway.address_book import AddressBook
 from email_gateway.addresses import Pattern
 from email_gateway.config import Imap
 from email_gateway.imap_session import Declined, Seen
@@ -106,7 +107,7 @@ def remade(inbox: Inbox, tmp_path: Path) -> Inbox:
 @pytest.fixture
 def inbox(tmp_path: Path) -> Inbox:
     imap = Imap("imap.example.com", 993, "implicit", "INBOX", "zulip@example.com", "", "", 10**6, {"password": "x"})
-    config = make_config(tmp_path, pattern=Pattern("zulip+", "example.com"), imap=imap)
+    config = make_config(tmp_path, addresses=AddressBook(Pattern("zulip+", "example.com")), imap=imap)
     made = Inbox(config, Service(), spool(tmp_path))
     made.service = made._service
     return made

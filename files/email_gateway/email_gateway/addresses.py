@@ -49,13 +49,29 @@ class Pattern(NamedTuple):
         """The address with `local` in the place of ``%s``."""
         return f"{self.prefix}{local}@{self.domain}"
 
+    def fits(self, folded: str) -> bool:
+        """True for an address of this prefix and domain; folded: in lower case."""
+        local, _, domain = folded.rpartition("@")
+        return domain == self.domain and local.startswith(self.prefix)
+
+    def local(self, folded: str) -> str:
+        """What stands in the place of ``%s``; raises OtherPattern."""
+        local, _, domain = folded.rpartition("@")
+        if domain != self.domain:
+            raise OtherPattern(f"mail for {domain}, but the mail domain in gateway.conf is {self.domain}")
+        if not local.startswith(self.prefix):
+            raise OtherPattern(f"mail for {redact(folded)}, but addresses begin with {self.prefix} in gateway.conf")
+        return local.removeprefix(self.prefix)
+
 
 class Address(NamedTuple):
-    """An address that Zulip may know: folded, whether it is a reply, and by what Zulip knows it."""
+    """An address that Zulip may know: folded, whether it is a reply, and by what Zulip knows it; and the
+    alias that stands for it, if one does (address_book.py)."""
 
     text: str
     is_reply: bool
     token: str
+    alias: str = ""
 
 
 def parse(recipient: str, pattern: Pattern) -> Address:
@@ -65,12 +81,7 @@ def parse(recipient: str, pattern: Pattern) -> Address:
     for the operator.
     """
     folded = recipient.strip().lower()
-    local, _, domain = folded.rpartition("@")
-    if domain != pattern.domain:
-        raise OtherPattern(f"mail for {domain}, but the mail domain in gateway.conf is {pattern.domain}")
-    if not local.startswith(pattern.prefix):
-        raise OtherPattern(f"mail for {redact(folded)}, but addresses begin with {pattern.prefix} in gateway.conf")
-    local = local.removeprefix(pattern.prefix)
+    local = pattern.local(folded)
     if _REPLY.fullmatch(local):
         return Address(folded, is_reply=True, token=local)
     parts = [part for part in re.split("[.+]", local) if part not in _OPTIONS]
@@ -78,15 +89,6 @@ def parse(recipient: str, pattern: Pattern) -> Address:
     if _CHANNEL.fullmatch(local) and re.fullmatch(_TOKEN, token):
         return Address(folded, is_reply=False, token=token)
     raise NotAGatewayAddress("the address is neither a channel's nor a reply address of this Zulip server")
-
-
-def token_of(recipient: str, pattern: Pattern) -> str:
-    """By what Zulip knows an address, the same for all that stands with it; the address itself where it is
-    none of Zulip's."""
-    try:
-        return parse(recipient, pattern).token
-    except ValueError:
-        return recipient
 
 
 def redact(text: str) -> str:

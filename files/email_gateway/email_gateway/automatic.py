@@ -7,11 +7,10 @@ the user's, so it is not posted, as in Zulip 11.2 and later. Machines may write 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 from .message import Message
 
-# As much of a header is looked at (bytes).
-_MOST = 2**18
 # So often a mail may have passed before.
 _PASSES = 3
 
@@ -29,19 +28,14 @@ _PASSED = rb"(?im)^Received:[^\n]*(?:\n[ \t][^\n]*)*?\bby %s[ ;\n]"
 
 def is_automatic_reply(message: Message, sender: str, has_envelope: bool) -> bool:
     """True for a mail that a machine has sent in answer. has_envelope: an empty sender is the null one."""
-    return (has_envelope and sender in ("", "<>")) or _AUTOMATIC.search(_header(message)) is not None
+    return (has_envelope and sender in ("", "<>")) or _AUTOMATIC.search(message.header()) is not None
 
 
-def loop(message: Message, domain: str) -> str:
-    """Why a mail to a channel goes in circles; empty if it does not. domain: the mail domain."""
-    header = _header(message)
-    if re.search(_NOTIFICATION % re.escape(domain.encode()), header):
+def loop(message: Message, domains: Iterable[str]) -> str:
+    """Why a mail to a channel goes in circles; empty if it does not. domains: the mail domain, and former ones."""
+    header, any_domain = message.header(), b"(?:%s)" % b"|".join(re.escape(domain.encode()) for domain in domains)
+    if re.search(_NOTIFICATION % any_domain, header):
         return "it is a notification that Zulip itself has sent"
-    if len(re.findall(_PASSED % re.escape(domain.encode()), header)) > _PASSES:
+    if len(re.findall(_PASSED % any_domain, header)) > _PASSES:
         return f"it has passed through this mail server {_PASSES} times before"
     return ""
-
-
-def _header(message: Message) -> bytes:
-    text = b"".join(message.between(0, _MOST)).replace(b"\r\n", b"\n")
-    return text.partition(b"\n\n")[0]

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import TextIO
 
-from . import config
+from . import address_book, config
 from .addresses import Pattern, redact
 from .client import Client
 from .journal import Journal
@@ -190,8 +190,9 @@ def _try_inbox() -> int:
     imap = config.Imap(**asked["imap"])
     imap = imap._replace(port=int(imap.port), largest=int(imap.largest))
     # ansible-core 2.17 knows templates that are text only.
-    pattern = None if str(asked["accept_existing"]) == "True" else Pattern.parse(asked["pattern"])
-    _print(look_into(imap, pattern, Path(asked["state_dir"]), float(asked["timeout"])))
+    is_own = str(asked["accept_existing"]) == "True"
+    book = None if is_own else address_book.read(asked["addresses"], Pattern.parse(asked["pattern"]))
+    _print(look_into(imap, book, Path(asked["state_dir"]), float(asked["timeout"])))
     return 0
 
 

@@ -1,4 +1,4 @@
-"""gateway.conf and the credential file, both written by Ansible.
+"""gateway.conf and what stands beside it, all written by Ansible.
 
 A fault here is never a verdict on a mail: it is raised as Trouble, which defers
 the mail and names the file, what was found and what to do.
@@ -13,10 +13,14 @@ import urllib.parse
 from pathlib import Path
 from typing import NamedTuple
 
+from . import address_book
+from .address_book import AddressBook
 from .addresses import Pattern
 from .verdict import Trouble
 
 CONFIG = Path("/etc/zulip-email-gateway/gateway.conf")
+# Beside it; also secret.
+ADDRESSES = "addresses.json"
 _MEND = "run playbooks/site.yml to write it anew"
 
 
@@ -58,7 +62,7 @@ class Imap(NamedTuple):
 class Config(NamedTuple):
     """Everything the program is told; times in seconds, sizes in bytes."""
 
-    pattern: Pattern
+    addresses: AddressBook
     post_automatic: bool
     state_dir: Path
     credential: Path
@@ -76,6 +80,11 @@ class Config(NamedTuple):
     quarantine_days: float
     imap: Imap | None = None
     system: str = ""
+
+    @property
+    def pattern(self) -> Pattern:
+        """Zulip's EMAIL_GATEWAY_PATTERN."""
+        return self.addresses.pattern
 
     @property
     def hand_over(self) -> int:
@@ -110,7 +119,7 @@ def load(path: Path = CONFIG) -> Config:
         parser.read_string(path.read_text(encoding="utf-8"), source=str(path))
         zulip, pace, quarantine = parser["zulip"], parser["rate_limit"], parser["quarantine"]
         return Config(
-            pattern=Pattern.parse(parser["gateway"]["pattern"]),
+            addresses=_addresses(path.with_name(ADDRESSES), Pattern.parse(parser["gateway"]["pattern"])),
             post_automatic=_choice(parser["gateway"], "auto_replies", "drop", "post"),
             state_dir=Path(parser["gateway"]["state_dir"]),
             credential=Path(zulip["credential"]),
@@ -132,6 +141,13 @@ def load(path: Path = CONFIG) -> Config:
     except KeyError as error:
         raise Trouble("4.3.5", "configuration", f"{path} lacks {error.args[0]!r}; {_MEND}") from error
     except (OSError, ValueError, configparser.Error) as error:
+        raise Trouble("4.3.5", "configuration", f"cannot use {path}: {_why(error)}; {_MEND}") from error
+
+
+def _addresses(path: Path, pattern: Pattern) -> AddressBook:
+    try:
+        return address_book.load(path, pattern)
+    except (OSError, ValueError) as error:
         raise Trouble("4.3.5", "configuration", f"cannot use {path}: {_why(error)}; {_MEND}") from error
 
 

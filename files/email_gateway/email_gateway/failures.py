@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from . import files
-from .addresses import redact, token_of
+from .addresses import redact
 from .gateway import OTHER_PATTERN, Envelope, Gateway
 from .journal import FAILED_INSIDE, POSITION, Mail, add_to_count, address_of, key_of
 from .message import Message, stored
@@ -155,7 +155,7 @@ class Failures:
         mail = Mail(key, "zulip", failed.recipient, "", mark, message.size)
         if self._journal.verdict(key):
             return ""
-        address = address_of(token_of(failed.recipient, self._gateway.config.pattern))
+        address = address_of(self._gateway.config.addresses.token_of(failed.recipient))
         is_under_way = self._gateway.outcomes.flight(key) is not None  # it was handed over again before
         if not is_under_way and self._gateway.outcomes.has_failed(address, failed.when):
             with self._journal.change() as database:

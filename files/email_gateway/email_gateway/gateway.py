@@ -18,8 +18,8 @@ from pathlib import Path
 from threading import Event, Lock
 from typing import NamedTuple
 
-from . import addresses
-from .addresses import Address
+from .address_book import NOBODY_READS, SendsOnly, stale
+from .addresses import Address, NotAGatewayAddress, OtherPattern
 from .automatic import is_automatic_reply, loop
 from .backend import Backend, open_backend
 from .backlog import STALE, Backlog
@@ -31,6 +31,7 @@ from .outcome import Outcomes
 from .pace import Pace
 from .postable import postable
 from .quarantine import Quarantine
+from .senders import authors
 from .verdict import (
     DROPPED,
     NO_TEXT,
@@ -144,7 +145,7 @@ class Gateway:
     def _content(self, envelope: Envelope, message: Message) -> bytes | None:
         """A provider may keep a copy of a mail for each of its recipients, all in the same inbox."""
         fingerprint = message.fingerprint() if envelope.source == "inbox" else None
-        token = addresses.token_of(envelope.recipient, self.config.pattern)
+        token = self.config.addresses.token_of(envelope.recipient)
         return None if fingerprint is None else key_of("content", token, fingerprint)
 
     def succeed(self, former: Gateway) -> None:
@@ -208,10 +209,12 @@ class Gateway:
 
     def _try(self, mail: Mail, message: Message, max_wait: float) -> Attempt:
         try:
-            address = addresses.parse(mail.recipient, self.config.pattern)
-        except addresses.NotAGatewayAddress as error:
+            address = self.config.addresses.parse(mail.recipient)
+        except SendsOnly:
+            return Attempt(_to_zulips_sender(mail, message))
+        except NotAGatewayAddress as error:
             return Attempt(Refused("5.1.1", "no gateway address", str(error)))
-        except addresses.OtherPattern as error:
+        except OtherPattern as error:
             return Attempt(Deferred("4.3.5", OTHER_PATTERN, f"{error}; run playbooks/site.yml"))
         if verdict := self._unwanted(mail, address, message):
             return Attempt(verdict)
@@ -227,18 +230,28 @@ class Gateway:
                 self.outcomes.forget(attempt.flight)
             again = self._to(with_quotes, mail, message, end)
             attempt = again if again.flight is not None else again._replace(flight=attempt.flight)
-        return attempt._replace(verdict=_given_up(attempt.verdict, failures))
+        return attempt._replace(verdict=stale(address, _given_up(attempt.verdict, failures)))
 
     def _unwanted(self, mail: Mail, address: Address, message: Message) -> Verdict | None:
         """What can be said of a mail without Zulip."""
         if why := forged(message):
             return Refused("5.6.0", "forged log", f"it would write into Zulip's log: {why}")
+        # What an operator delivers, he wants.
+        if mail.source in ("postfix", "inbox") and (verdict := self._not_allowed(mail, address, message)):
+            return verdict
         if not address.is_reply:
-            why = loop(message, self.config.pattern.domain)
+            why = loop(message, self.config.addresses.domains)
             return Refused("5.4.6", "loop", f"a mail loop: {why}") if why else None
         if not self.config.post_automatic and is_automatic_reply(message, mail.sender, mail.source == "postfix"):
             return Delivered("an automatic reply, which is not posted", DROPPED)
         return None
+
+    def _not_allowed(self, mail: Mail, address: Address, message: Message) -> Refused | None:
+        """Why its sender may not write to an address. An inbox has no envelope."""
+        if not self.config.addresses.is_restricted(address):
+            return None
+        envelope = [mail.sender] if mail.source == "postfix" else []
+        return self.config.addresses.not_allowed(address, [*envelope, *authors(message)])
 
     def _to(self, address: Address, mail: Mail, message: Message, end: float) -> Attempt:
         """Hand a mail over, once there is room for it."""
@@ -302,11 +315,11 @@ class Gateway:
         """Whether Zulip knows an address. Of what it was not given it has said nothing."""
         if isinstance(verdict, Delivered) and verdict.cause != DROPPED:
             self.journal.learn(database, self._address_of(recipient))
-        elif isinstance(verdict, Refused) and verdict.cause == UNKNOWN_ADDRESS:
+        elif verdict.cause == UNKNOWN_ADDRESS:
             self.journal.unlearn(database, self._address_of(recipient))
 
     def _address_of(self, recipient: str) -> bytes:
-        return address_of(addresses.token_of(recipient, self.config.pattern))
+        return address_of(self.config.addresses.token_of(recipient))
 
     def _followed(self, mail: Mail, address: Address, text: Message, unit: Ticket | None, end: float) -> Attempt:
         """Hand a mail over, before `end`, and wait for what Zulip's worker tells of it."""
@@ -378,6 +391,13 @@ class Gateway:
                 self.journal.write_note(database, "endpoint", self._backend.endpoint)
         if flight is not None:
             flight.copy = copy if verdict.cause == WAITING else None
+
+
+def _to_zulips_sender(mail: Mail, message: Message) -> Verdict:
+    """Bounces and answers of machines come to the addresses that Zulip sends from, and are of no use there."""
+    if is_automatic_reply(message, mail.sender, mail.source == "postfix"):
+        return Delivered("a bounce or an automatic reply to Zulip's own sender address", DROPPED)
+    return NOBODY_READS
 
 
 def _given_up(verdict: Verdict, failures: int) -> Verdict:

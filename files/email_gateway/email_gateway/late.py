@@ -8,7 +8,7 @@ option to keep them.
 
 from __future__ import annotations
 
-from . import addresses, outcome
+from . import outcome
 from .addresses import redact
 from .gateway import Envelope, Gateway, keeping_quotes
 from .journal import Copy, Flight, Journal
@@ -53,7 +53,7 @@ def _again_to(gateway: Gateway, flight: Flight, copy: Copy, verdict: Verdict) ->
     if verdict.cause != NO_TEXT:
         return ""
     try:
-        address = addresses.parse(copy.recipient, gateway.config.pattern)
+        address = gateway.config.addresses.parse(copy.recipient)
     except ValueError:  # gateway.conf has another pattern by now
         return ""
     quoted = keeping_quotes(address, gateway.quarantine.message(copy.id, gateway.spool))

@@ -27,6 +27,7 @@ _HAS_RESERVED = re.compile(_RESERVED, re.IGNORECASE)
 # By these its sender tells a mail from his others.
 _IDENTITY = re.compile(rb"(?im)^(?:Message-ID|Date|From|Subject)[ \t]*:[^\r\n]*(?:\r?\n[ \t][^\r\n]*)*")
 _MOST_OF_HEADER = 2**17
+_MOST_LOOKED_AT = 2**18
 # A line end and the beginning of another: what is between them is an empty line.
 _EMPTY_LINE = (b"\n\n", b"\n\r", b"\r\r")
 # Such a field with the lines that continue it; what goes on behind the piece is cut off later.
@@ -115,6 +116,10 @@ class Message:
             place = end
         draft.flush()
         return Message(draft)
+
+    def header(self) -> bytes:
+        """The header with LF as line end, as much of it as anybody looks at."""
+        return self.text(0, _MOST_LOOKED_AT).replace(b"\r\n", b"\n").partition(b"\n\n")[0]
 
     def text(self, begin: int, end: int) -> bytes:
         """All that is between the bytes `begin` and `end`."""

@@ -16,11 +16,12 @@ from dataclasses import dataclass, field
 from threading import Lock
 from typing import NamedTuple
 
-from . import addresses
+from .address_book import NOBODY_READS, SendsOnly, stale
+from .addresses import NotAGatewayAddress, OtherPattern
 from .gateway import Gateway
 from .journal import REJECTED, Journal, add_to_count, address_of
 from .questions import TOO_MANY, Questions, network_of
-from .verdict import Deferred, Refused, Trouble, bug, one_line
+from .verdict import UNKNOWN_ADDRESS, Deferred, Refused, Trouble, bug, one_line
 
 DUNNO = "DUNNO"
 # A request is some 30 lines of text (bytes).
@@ -29,6 +30,9 @@ _MAX_REQUEST = 2**16
 # all. It lies in root's mailbox, which is to have room; nobody alone may keep others from it.
 _MOST_BYTES = 100 * 2**10
 _OF_ONE, _OF_ALL = ((5, 3600.0), (20, 86400.0)), (200, 86400.0)
+
+# What a client is told to come back for.
+_LATER = (TOO_MANY, UNKNOWN_ADDRESS)
 
 Request = dict[str, str]
 
@@ -49,6 +53,7 @@ class Coming:
     instance: str = ""
     channels: list[bytes] = field(default_factory=list)
     to_postmaster: bool = False
+    to_zulips_sender: bool = False
     client: str = ""
 
 
@@ -118,20 +123,24 @@ class Policy:
             mail.to_postmaster, mail.client = True, network_of(request.get("client_address", ""))
             return self._postmaster(mail.client)
         try:
-            address = addresses.parse(recipient, gateway.config.pattern)
-        except addresses.NotAGatewayAddress as why:
-            return Rejection(550, "5.1.1", "no gateway address", str(why))
-        except addresses.OtherPattern:  # until site.yml has run again; the delivery says so
+            address = gateway.config.addresses.parse(recipient)
+        except SendsOnly:  # bounces, and senders' servers that ask whether it is there
+            mail.to_zulips_sender = True
             return None
+        except NotAGatewayAddress as why:
+            return Rejection(550, "5.1.1", "no gateway address", str(why))
+        except OtherPattern:  # until site.yml has run again; the delivery says so
+            return None
+        if refused := gateway.config.addresses.not_allowed(address, [request.get("sender", "")]):
+            return _rejection(refused)
         key, reading = address_of(address.token), self._reading(gateway)
         if not address.is_reply and gateway.backlog.is_full(key, gateway.config.most_queued, reading):
             return _full(gateway.config.most_queued)
         if gateway.config.asks:
-            verdict = self._questions.verdict(address, request.get("client_address", ""), gateway, reading)
-            if isinstance(verdict, Refused):
-                return Rejection(550, verdict.status, verdict.cause, verdict.reason)
-            if isinstance(verdict, Deferred) and verdict.cause == TOO_MANY:
-                return Rejection(450, verdict.status, verdict.cause, verdict.reason)
+            answer = self._questions.verdict(address, request.get("client_address", ""), gateway, reading)
+            verdict = stale(address, answer)
+            if isinstance(verdict, Refused) or (isinstance(verdict, Deferred) and verdict.cause in _LATER):
+                return _rejection(verdict)
         if not address.is_reply:
             mail.channels.append(key)
         return None
@@ -140,6 +149,8 @@ class Policy:
         size = request.get("size", "")
         if mail.to_postmaster and size.isdecimal() and int(size) > _MOST_BYTES:
             return Rejection(552, "5.3.4", "large mail to postmaster", f"postmaster takes at most {_MOST_BYTES} bytes")
+        if mail.to_zulips_sender and request.get("sender") and request.get("recipient_count") == "1":
+            return _rejection(NOBODY_READS)
         most = gateway.config.most_queued
         with self._taking_in:  # one after the other, or some would be too many
             if mail.to_postmaster and (rejection := self._postmaster(mail.client)):
@@ -185,6 +196,11 @@ class Policy:
                     add_to_count(database, REJECTED, cause, number)
             with self._lock:
                 self._rejected -= rejected
+
+
+def _rejection(verdict: Refused | Deferred) -> Rejection:
+    code = 550 if isinstance(verdict, Refused) else 450
+    return Rejection(code, verdict.status, verdict.cause, verdict.reason)
 
 
 def _full(most: int) -> Rejection:

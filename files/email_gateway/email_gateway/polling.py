@@ -18,8 +18,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from . import addresses, watchdog
-from .addresses import Pattern, redact, token_of
+from . import watchdog
+from .address_book import AddressBook
+from .addresses import redact
 from .client import Client
 from .config import Config, Imap
 from .imap_session import FAILED_FOLDER, Declined, ImapSession
@@ -89,19 +90,19 @@ class Stopped(BaseException):
     """The service is to end."""
 
 
-def look_into(imap: Imap, pattern: Pattern | None, state_dir: Path, timeout: float) -> str:
+def look_into(imap: Imap, book: AddressBook | None, state_dir: Path, timeout: float) -> str:
     """Log in and open the folder; what was found there. Raises Trouble.
 
-    pattern: given, an inbox that was not read before is refused if it looks like somebody's own.
+    book: given, an inbox that was not read before is refused if it looks like somebody's own.
     """
     mailbox = ImapSession(imap, tokens_of(imap, state_dir, timeout), timeout)
     try:
         uids = mailbox.uids()
-        if pattern is not None and len(uids) > MANY and not Notes(state_dir, _inbox(mailbox, pattern)).is_known:
+        if book is not None and len(uids) > MANY and not Notes(state_dir, _inbox(mailbox, book)).is_known:
             latest, wanted = uids[-SAMPLE:], 0
             for first in range(0, len(latest), BATCH):
                 seen = mailbox.headers(latest[first : first + BATCH]).values()
-                wanted += sum(bool(find_recipients(header, pattern)) for _, header in seen)
+                wanted += sum(bool(find_recipients(header, book)) for _, header in seen)
             if wanted < len(latest) * FEW:
                 reason = (
                     f"{imap.folder} of {imap.login} holds {len(uids)} mails, and of the latest {len(latest)} only "
@@ -115,9 +116,10 @@ def look_into(imap: Imap, pattern: Pattern | None, state_dir: Path, timeout: flo
     return f"logged in to {imap.server} as {imap.login}: {len(uids)} mails in {imap.folder}"
 
 
-def _inbox(mailbox: ImapSession, pattern: Pattern) -> str:
-    """What Notes tell inboxes apart by."""
-    return f"{mailbox.identity} {pattern.address('%s')}"
+def _inbox(mailbox: ImapSession, book: AddressBook) -> str:
+    """What Notes tell inboxes apart by: with other addresses there is more in it for Zulip, or less."""
+    others = " ".join([*(former.address("%s") for former in book.former), *sorted(book.aliases)])
+    return f"{mailbox.identity} {book.pattern.address('%s')} {others}".rstrip()
 
 
 def tokens_of(imap: Imap, state_dir: Path, timeout: float) -> Tokens | None:
@@ -283,7 +285,7 @@ class Inbox:
         """Begin anew with an inbox that is not the one of the session before."""
         if mailbox.identity != self._identity:
             self._identity = mailbox.identity
-            self._notes = Notes(self._config.state_dir, _inbox(mailbox, self._config.pattern))
+            self._notes = Notes(self._config.state_dir, _inbox(mailbox, self._config.addresses))
             self._mails, self._waiting_for, self._due, self._tries = {}, {}, {}, {}
             self._done, self._others, self._singly = set(), set(), set()
 
@@ -341,7 +343,7 @@ class Inbox:
         watchdog.expect(READ_WITHIN)
         with self._notes.reading(list(seen)):
             for uid, (size, header) in seen.items():
-                recipients = tuple(find_recipients(header, self._config.pattern))
+                recipients = tuple(find_recipients(header, self._config.addresses))
                 if recipients:
                     self._mails[uid] = Found(size, recipients)
                 else:
@@ -439,7 +441,7 @@ class Inbox:
                 name = str(uid) if len(recipients) == 1 else f"{uid} {recipient}"
                 verdict = self._service.deliver(file, MAX_WAIT, recipient=recipient, inbox=mailbox.identity, uid=name)
                 if isinstance(verdict, Deferred):
-                    waits = waits or Waits(verdict, token_of(recipient, self._config.pattern))
+                    waits = waits or Waits(verdict, self._config.addresses.token_of(recipient))
                 elif isinstance(verdict, Refused):
                     refused.append(verdict.reason if len(recipients) == 1 else f"{recipient}: {verdict.reason}")
                 else:
@@ -506,12 +508,12 @@ class Inbox:
         """True for mail to a channel for which a mail waits already."""
         if not waiting or self._is_reply(uid):
             return False
-        tokens = {token_of(recipient, self._config.pattern) for recipient in self._mails[uid].recipients}
+        tokens = {self._config.addresses.token_of(recipient) for recipient in self._mails[uid].recipients}
         return "" in waiting or bool(tokens & waiting)
 
     def _is_reply(self, uid: int) -> bool:
-        pattern = self._config.pattern
-        return all(addresses.parse(recipient, pattern).is_reply for recipient in self._mails[uid].recipients)
+        book = self._config.addresses
+        return all(book.parse(recipient).is_reply for recipient in self._mails[uid].recipients)
 
     def _remove(self, mailbox: ImapSession, uid: int) -> None:
         mailbox.remove(uid)

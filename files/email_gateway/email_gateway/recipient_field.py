@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable, Iterator
 from email.message import Message
 
-from .addresses import Pattern, parse
+from .address_book import AddressBook
 
 # What mail systems note on the way: to whom they deliver, or were asked to.
 _NOTED = (
@@ -30,7 +30,7 @@ FIELDS = (*_NOTED, "Received", *_RESENT, *_WRITTEN, *_IDENTITY)
 _FOR = re.compile(r"(?is)\sfor\s+<?([^\s<>;]{1,998})")
 
 
-def find_recipients(header: bytes, pattern: Pattern) -> list[str]:
+def find_recipients(header: bytes, book: AddressBook) -> list[str]:
     """The addresses of Zulip's grammar in `header` (a message's header), each once, in lower case.
 
     What a mail system has noted decides: of a mail to a list, or one that somebody redirects,
@@ -40,8 +40,8 @@ def find_recipients(header: bytes, pattern: Pattern) -> list[str]:
     """
     # compat32 takes everything apart and raises nothing, however broken a field is.
     message = email.parser.BytesHeaderParser(policy=email.policy.compat32).parsebytes(header)
-    noted = _found([*_values(message, _NOTED), *_last_hop(message)], pattern)
-    written = _found(_values(message, _RESENT), pattern) or _found(_values(message, _WRITTEN), pattern)
+    noted = _found([*_values(message, _NOTED), *_last_hop(message)], book)
+    written = _found(_values(message, _RESENT), book) or _found(_values(message, _WRITTEN), book)
     if noted and not (noted.keys() & written.keys() and all(field in message for field in _IDENTITY)):
         return list(noted.values())
     return list((noted | {token: address for token, address in written.items() if token not in noted}).values())
@@ -61,23 +61,17 @@ def _last_hop(message: Message) -> Iterator[str]:
             return
 
 
-def _found(values: Iterable[str], pattern: Pattern) -> dict[str, str]:
+def _found(values: Iterable[str], book: AddressBook) -> dict[str, str]:
     """The addresses by token. In a time that grows with the length alone: the fields are not parsed as
     lists of addresses, of which an address needs nothing."""
-    address = re.compile(
-        r"(?<![\w.+-])"
-        + re.escape(pattern.prefix)
-        + r"[\w.+-]{1,500}\"?@"
-        + re.escape(pattern.domain)
-        + r"(?![\w-]|\.\w)",
-        re.ASCII | re.IGNORECASE,
-    )
+    domains = "|".join(map(re.escape, book.domains))
+    address = re.compile(rf"(?<![\w.+-])[\w.+-]{{1,500}}\"?@(?:{domains})(?![\w-]|\.\w)", re.ASCII | re.IGNORECASE)
     found: dict[str, str] = {}
     for value in values:
         for match in address.finditer(value):
             candidate = match[0].replace('"', "").lower()
             try:
-                found.setdefault(parse(candidate, pattern).token, candidate)
+                found.setdefault(book.parse(candidate).token, candidate)
             except ValueError:
                 continue
     return found

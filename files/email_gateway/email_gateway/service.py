@@ -86,8 +86,8 @@ class Service:
     def gateway(self) -> Gateway:
         """The gateway as configured now; raises Trouble."""
         with self._lock:
-            stamp = _stamp(self._configuration)
-            if self._gateway is not None and self._read == (stamp, _stamp(self._gateway.config.credential)):
+            stamps = _stamp(self._configuration), _stamp(self._configuration.with_name(config.ADDRESSES))
+            if self._gateway is not None and self._read == (*stamps, _stamp(self._gateway.config.credential)):
                 return self._gateway
             loaded = config.load(self._configuration)
             fresh = _opened(loaded) if self._journal is None else Gateway(loaded, self._journal)
@@ -97,7 +97,7 @@ class Service:
                 self._gateway.close()
                 fresh.succeed(self._gateway)
             self._gateway = fresh
-            self._read = (stamp, _stamp(loaded.credential))
+            self._read = (*stamps, _stamp(loaded.credential))
             return self._gateway
 
     def serve(self, submit: socket.socket, asked: socket.socket | None = None) -> None:
