@@ -114,6 +114,7 @@ def test_folded_and_told_apart():
         f"general.{TOKEN}@mail.example.com",
         False,
         TOKEN,
+        "",
     )
     assert parse(f"mm{TOKEN}@mail.example.com", pattern).is_reply
     assert not parse(f"{TOKEN}@mail.example.com", pattern).is_reply

@@ -441,3 +441,60 @@ def test_a_copy_of_what_was_refused_is_tried(gateway):
     gateway.deliver(FROM_INBOX, mail(COPIES[0]), keep_refused=False)
     gateway.answers = [POSTED]
     assert gateway.deliver(FROM_INBOX._replace(known_by=("inbox", "one", "2")), mail(COPIES[0])) == POSTED
+
+
+RESTRICTED = {"aliases": {"ops": TOKEN}, "senders": {"ops": ("@example.net",)}}
+
+
+def restricted(gateway):
+    gateway.config = gateway.config._replace(addresses=gateway.config.addresses._replace(**RESTRICTED))
+    return Envelope("ops@mail.example.com", "a@example.net", "Q1", "postfix")
+
+
+def test_an_alias_leads_to_its_channel_and_shows_nothing_of_it(gateway):
+    gateway.answers = [Delivered()]
+    assert gateway.deliver(restricted(gateway), mail(b"From: b@example.net\n\nm")) == POSTED
+    assert [recipient for recipient, _ in gateway.handed] == [f"{TOKEN}@mail.example.com"]
+
+
+@pytest.mark.parametrize(
+    ("sender", "author", "source"),
+    [
+        ("a@example.org", "a@example.net", "postfix"),
+        ("a@example.net", "a@example.org", "postfix"),
+        ("", "a@example.net", "postfix"),
+        ("", "a@example.org", "inbox"),
+    ],
+)
+def test_who_is_not_listed_is_told_so(gateway, sender, author, source):
+    envelope = restricted(gateway)._replace(sender=sender, source=source)
+    verdict = gateway.deliver(envelope, mail(f"From: {author}\n\nm".encode()))
+    assert verdict == Refused("5.7.1", "sender not listed", "only certain senders may write to this address")
+    assert gateway.handed == []
+    assert gateway.deliver(envelope._replace(source="operator"), mail(f"From: {author}\n\nm".encode())) == POSTED
+
+
+def test_an_alias_whose_channel_is_gone_delays_its_mail(gateway):
+    gateway.answers = [Refused("5.1.1", "unknown address", "no such channel")]
+    envelope = restricted(gateway)
+    for _ in range(2):
+        verdict = gateway.deliver(envelope, mail(b"From: b@example.net\n\nm"))
+        assert isinstance(verdict, Deferred) and "run playbooks/site.yml" in verdict.reason
+    gateway.answers = [Delivered()]
+    assert gateway.deliver(envelope, mail(b"From: b@example.net\n\nm")) == POSTED
+
+
+@pytest.mark.parametrize(
+    ("sender", "header", "is_dropped"),
+    [("", b"", True), ("a@b", b"Auto-Submitted: auto-replied\n", True), ("a@b", b"", False)],
+)
+def test_what_comes_to_zulips_own_sender(gateway, sender, header, is_dropped):
+    book = gateway.config.addresses._replace(sends_from=("noreply@mail.example.com",))
+    gateway.config = gateway.config._replace(addresses=book)
+    envelope = Envelope("noreply@mail.example.com", sender, "Q1", "postfix")
+    verdict = gateway.deliver(envelope, mail(header + b"From: a@b\n\nm"))
+    if is_dropped:
+        assert isinstance(verdict, Delivered) and verdict.cause == "dropped"
+    else:
+        assert isinstance(verdict, Refused) and "Zulip only sends from this address" in verdict.reason
+    assert gateway.handed == []

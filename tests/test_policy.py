@@ -478,3 +478,53 @@ def test_what_is_known_outlives_a_restart(asked):
     rcpt(asked)
     assert Journal(asked.gateway.config.state_dir).known_since(address_of(TOKEN)) > time.time() - 60
     assert asked.gateway.config.addresses.parse(CHANNEL).is_reply is False
+
+
+@pytest.fixture
+def book(asked):
+    """The address book may be changed."""
+
+    def change(**changes):
+        config = asked.gateway.config
+        asked.gateway.config = config._replace(addresses=config.addresses._replace(**changes))
+
+    return change
+
+
+def from_(asked, sender, recipient=CHANNEL):
+    request = {"protocol_state": "RCPT", "recipient": recipient, "client_address": "192.0.2.1", "sender": sender}
+    return asked._action(request, Coming())
+
+
+def test_who_may_not_write_is_rejected_and_zulip_not_asked(asked, book):
+    book(senders={TOKEN: ("@example.net",)}, blocked=("spam@example.net",))
+    assert from_(asked, "a@example.org") == "550 5.7.1 only certain senders may write to this address"
+    assert from_(asked, "") == "550 5.7.1 only certain senders may write to this address"
+    assert from_(asked, "spam@example.net") == "550 5.7.1 this sender is blocked here"
+    assert from_(asked, "spam@example.net", REPLY) == "550 5.7.1 this sender is blocked here"
+    assert asked.gateway.handed == []
+    assert from_(asked, "spam@example.net", "postmaster@mail.example.com") == policy.DUNNO
+    assert from_(asked, "a@example.net") == policy.DUNNO
+
+
+def test_an_alias_whose_channel_is_gone_is_no_reason_to_reject_for_good(asked, book):
+    book(aliases={"ops": TOKEN})
+    asked.gateway.answers = [UNKNOWN]
+    answer = from_(asked, "a@example.net", "ops@mail.example.com")
+    assert answer.startswith("450 4.3.5 the alias ops leads to an address that Zulip does not know any more")
+    assert TOKEN not in answer
+
+
+@pytest.mark.parametrize(
+    ("sender", "number", "is_rejected"), [("", "1", False), ("a@example.net", "1", True), ("a@example.net", "2", False)]
+)
+def test_zulips_own_sender(asked, book, sender, number, is_rejected):
+    """Who asks whether it is there is told so, and a bounce is taken; where others are to get a mail, too, it is."""
+    book(sends_from=("noreply-{token}@mail.example.com",))
+    coming = Coming("1")
+    assert rcpt(asked, "noreply-ab12@mail.example.com", coming=coming) == policy.DUNNO
+    request = {"protocol_state": "END-OF-MESSAGE", "sender": sender, "recipient_count": number, "instance": "1"}
+    answer = asked._action(request, coming)
+    assert answer.startswith("550 5.7.1 Zulip only sends from this address") == is_rejected
+    assert (answer == policy.DUNNO) != is_rejected
+    assert asked.gateway.handed == []

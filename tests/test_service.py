@@ -19,7 +19,7 @@ from email_gateway.client import Client
 from email_gateway.verdict import Deferred, Refused, Trouble
 from mails import BEFORE, POSTED, mail, tell
 from test_addresses import TOKEN
-from test_config import made_logs, rendered
+from test_config import made_logs, rendered, write_addresses
 
 PACKAGE = Path(cli.__file__).parents[1]
 CHANNEL = f"general.{TOKEN}@mail.example.com"
@@ -84,6 +84,7 @@ class Running:
         self.state.mkdir()
         self.config = folder / "gateway.conf"
         (folder / "state" / "credential").write_text("secret\n")
+        write_addresses(folder)
         text = rendered(self.state).replace("https://127.0.0.1", self.zulip.url)
         self.config.write_text(text.replace("/var/log/zulip", str(folder / "logs")))
         self.socket = str(folder / "submit")
@@ -203,6 +204,8 @@ def test_a_change_of_gateway_conf_takes_effect_at_once(running):
     assert isinstance(verdict, Deferred) and "cannot read" in verdict.reason
     (running.state / "aside").rename(running.state / "credential")
     assert running.deliver() == POSTED
+    write_addresses(running.folder, aliases={"support": CHANNEL.partition("@")[0]})
+    assert running.deliver("support@mail.example.com") == POSTED
 
 
 def test_it_starts_with_an_unusable_configuration_and_says_so(tmp_path):

@@ -24,6 +24,9 @@ SETTINGS = Path("/etc/zulip/settings.py")
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS channel (name TEXT PRIMARY KEY, slug TEXT, token TEXT UNIQUE);
 CREATE TABLE IF NOT EXISTS reply (token TEXT PRIMARY KEY, channel TEXT, topic TEXT, user TEXT);
+CREATE TABLE IF NOT EXISTS posts_as (channel TEXT, sender TEXT, token TEXT UNIQUE, PRIMARY KEY (channel, sender));
+CREATE TABLE IF NOT EXISTS user (id INTEGER PRIMARY KEY, email TEXT UNIQUE, api_key TEXT, owner INTEGER);
+CREATE TABLE IF NOT EXISTS private (channel TEXT PRIMARY KEY);
 CREATE TABLE IF NOT EXISTS closed (channel TEXT PRIMARY KEY, why TEXT);
 CREATE TABLE IF NOT EXISTS inactive (user TEXT PRIMARY KEY);
 CREATE TABLE IF NOT EXISTS queue (id INTEGER PRIMARY KEY, rcpt_to TEXT, msg_base64 TEXT);
@@ -132,14 +135,18 @@ def token_of(address: str, pattern: str) -> str:
 
 
 def find(database: sqlite3.Connection, address: str, pattern: str) -> sqlite3.Row:
-    """The channel or reply that an address stands for; ForwardError otherwise."""
+    """The channel (with whom its mail is posted as) or reply that an address stands for; ForwardError otherwise."""
     token = token_of(address, pattern)
     if token.startswith("mm"):
         row = database.execute("SELECT * FROM reply WHERE token = ?", (token,)).fetchone()
         if row is None:
             raise ForwardError("Zulip notification reply address is invalid.")
         return row
-    row = database.execute("SELECT * FROM channel WHERE token = ?", (token,)).fetchone()
+    row = database.execute(
+        "SELECT name, 'Email Gateway' AS sender FROM channel WHERE token = ?1 "
+        "UNION SELECT channel, sender FROM posts_as WHERE token = ?1",
+        (token,),
+    ).fetchone()
     if row is None:
         raise ForwardError(f"Bad stream token from email recipient {address}")
     return row

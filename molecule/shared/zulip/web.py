@@ -10,9 +10,11 @@ import time
 from pathlib import Path
 
 import store
+from api import api
 from flask import Flask, Response, jsonify, render_template_string, request
 
 app = Flask(__name__)
+app.register_blueprint(api)
 # Django's DATA_UPLOAD_MAX_MEMORY_SIZE; the check is on the whole form's size.
 MAX_FORM = 25 * 2**20
 

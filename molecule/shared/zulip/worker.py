@@ -165,7 +165,7 @@ class Worker:
             raise Dropped(f"Dropping {automatic} message from {message['From']}")
         target = store.find(self.database, rcpt_to, PATTERN)
         channel = target["channel"] if is_reply else target["name"]
-        user = target["user"] if is_reply else "Email Gateway"
+        user = target["user"] if is_reply else target["sender"]
         if is_reply and self.database.execute("SELECT * FROM inactive WHERE user = ?", (user,)).fetchone():
             store.drop(self.database, "inactive user")
             log("Sending user is not active. Ignoring this message notification email.", "WARN")

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ast
 import configparser
+import email.utils
 import http.client
 import io
 import os
@@ -97,6 +98,19 @@ sends_here:
   returned: success
 closed:
   description: The folders on the way to what Zulip's worker tells of the mail that the gateway's user cannot pass.
+  type: list
+  elements: str
+  returned: success
+web:
+  description: Zulip's web server on this host; empty if Zulip is on another one.
+  type: str
+  returned: success
+external_host:
+  description: EXTERNAL_HOST of settings.py; empty if it cannot be told.
+  type: str
+  returned: success
+sends_from:
+  description: The addresses that Zulip sends from, with {token} for what changes.
   type: list
   elements: str
   returned: success
@@ -374,6 +388,9 @@ def elsewhere(server: str, deployment: Path) -> dict[str, Any]:
         "has_block": False,
         "closed": [],
         "sends_here": False,
+        "web": "",
+        "external_host": "",
+        "sends_from": [],
     }
 
 
@@ -398,6 +415,9 @@ def zulip_info(deployment: Path, etc: Path, user: str, server: str | None = None
         "has_block": MARK.encode() in bytes_of(etc / "settings.py"),
         "closed": closed_to(user),
         "sends_here": is_this_host(mail_host(values, deployment)),
+        "web": url_of(conf),
+        "external_host": (host := setting("EXTERNAL_HOST", values, deployment)),
+        "sends_from": senders(host.partition(":")[0], values, deployment),
     }
 
 
@@ -411,11 +431,25 @@ def shared_secret(path: Path) -> str:
 
 def mail_host(values: dict[str, Any], deployment: Path) -> str:
     """EMAIL_HOST, if Zulip sends its own mail to port 25 there; else empty."""
-    wanted = {name: values.get(name) for name in ("EMAIL_HOST", "EMAIL_PORT")}
-    if "*" in values:
-        wanted |= {name: asked for name in wanted if (asked := setting_of(name, deployment)) is not None}
     # 25 is Django's default, and smtplib's for a port that is not set. It takes "25" as well.
-    return str(wanted["EMAIL_HOST"] or "") if str(wanted["EMAIL_PORT"] or 25) in ("25", "None") else ""
+    is_smtp = setting("EMAIL_PORT", values, deployment) in ("", "25", "None")
+    return setting("EMAIL_HOST", values, deployment) if is_smtp else ""
+
+
+def senders(host: str, values: dict[str, Any], deployment: Path) -> list[str]:
+    """The addresses that Zulip sends from (zproject/default_settings.py)."""
+    standard = {"NOREPLY_EMAIL_ADDRESS": "noreply", "TOKENIZED_NOREPLY_EMAIL_ADDRESS": "noreply-{token}"}
+    found = (
+        email.utils.parseaddr(setting(name, values, deployment))[1] or f"{local}@{host}"
+        for name, local in standard.items()
+    )
+    return [address.lower() for address in found if host or not address.endswith("@")]
+
+
+def setting(name: str, values: dict[str, Any], deployment: Path) -> str:
+    """A setting as text, as far as it can be told; else empty."""
+    asked = setting_of(name, deployment) if "*" in values else None
+    return str(values.get(name) or "") if asked is None else asked
 
 
 def setting_of(name: str, deployment: Path) -> str | None:

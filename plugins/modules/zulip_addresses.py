@@ -1,0 +1,1 @@
+../../roles/email_gateway/library/zulip_addresses.py
