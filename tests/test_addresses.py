@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jinja2
 import pytest
 import yaml
+from email_gateway.address_book import AddressBook, SendsOnly
 from email_gateway.addresses import NotAGatewayAddress, OtherPattern, Pattern, parse, redact
 from hypothesis import given
 from hypothesis import strategies as st
+from jinja2.nativetypes import NativeEnvironment
 
 TOKEN = "0123456789abcdef0123456789abcdef"
 ROLE = Path(__file__).parents[1] / "roles/postfix_localmail"
@@ -33,22 +37,34 @@ BAD = ["", "info", "john.smith", "a+b", "x%y.z", "a b.c", f"mm{TOKEN[1:]}", f"a.
 BAD += [f"{TOKEN}.word", f"{TOKEN}@x", f"a.b.{TOKEN}", f"x.mm{TOKEN}", f".{TOKEN}", f"a.{TOKEN}."]
 
 
-def postfix_map(pattern: str, domain: str) -> list[tuple[re.Pattern[str], str]]:
+def postfix_map(pattern: str, *former: str, aliases: Sequence[str] = ()) -> list[tuple[re.Pattern[str], str]]:
     """The patterns of the rendered map, and what each stands for."""
-    environment = jinja2.Environment()
+    native, environment = NativeEnvironment(), jinja2.Environment()
+    native.filters["split"] = str.split
     environment.filters["comment"] = str
-    values = {"ansible_managed": "", "postfix_localmail_pattern": pattern, "postfix_localmail_mailname": domain}
-    values["__postfix_localmail_options"] = VARS["__postfix_localmail_options"]
-    for name in ("domain", "prefix", "reply", "channel"):
-        text = VARS[f"__postfix_localmail_{name}"]
-        values[f"__postfix_localmail_{name}"] = environment.from_string(text).render(values)
+    values = {
+        "ansible_managed": "",
+        "postfix_localmail_pattern": pattern,
+        "postfix_localmail_former_patterns": list(former),
+        "postfix_localmail_aliases": list(aliases),
+        "postfix_localmail_sends_from": ["noreply@mail.example.com", "noreply-{token}@mail.example.com"],
+    }
+    first = ("options", "patterns", "domains", "domain", "expressions", "reply", "channels_part", "channel")
+    for name in (*first, "aliases_part", "alias", "sender"):
+        values[f"__postfix_localmail_{name}"] = rendered(native, f"__postfix_localmail_{name}", values)
     text = environment.from_string(MAP.read_text()).render(values)
     found = re.findall(r"^/(.*)/  (.*)$", text, re.MULTILINE)
     return [(re.compile(pattern, re.IGNORECASE | re.ASCII), result) for pattern, result in found]
 
 
-def accepted_by_postfix(address: str, pattern: str = "%s@mail.example.com") -> bool:
-    results = [result for one, result in postfix_map(pattern, "mail.example.com") if one.search(address)]
+def rendered(environment: NativeEnvironment, name: str, values: dict[str, Any]) -> Any:
+    """A variable of the role, which may be a list."""
+    found = environment.from_string(VARS[name]).render(values) if isinstance(VARS[name], str) else VARS[name]
+    return found if isinstance(found, str) else list(found)
+
+
+def accepted_by_postfix(address: str, pattern: str = "%s@mail.example.com", *former: str, **more: Any) -> bool:
+    results = [result for one, result in postfix_map(pattern, *former, **more) if one.search(address)]
     return results[0] == "DUNNO"
 
 
@@ -128,3 +144,23 @@ def test_bad_pattern(text):
 
 def test_tokens_are_shortened():
     assert redact(f"to <general.{TOKEN}@x> and mm{TOKEN.upper()}@x") == "to <general.0123...@x> and mm0123...@x"
+
+
+FORMER = ("%s@old.example.com", "user+%s@mail.example.com")
+BOOK = AddressBook(
+    Pattern("", "mail.example.com"),
+    tuple(map(Pattern.parse, FORMER)),
+    {"support": TOKEN, "a.b": TOKEN},
+    sends_from=("noreply@mail.example.com", "noreply-{token}@mail.example.com"),
+)
+
+
+@given(st.from_regex(r"\A(user[+])?(a[.x]b|support|noreply(-[a-c]*)?|" + TOKEN + r")[.]?@(mail|old)[.]example[.]com\Z"))
+def test_they_agree_on_aliases_former_domains_and_zulips_senders(address):
+    try:
+        is_accepted = bool(BOOK.parse(address))
+    except SendsOnly:
+        is_accepted = True
+    except NotAGatewayAddress:
+        is_accepted = False
+    assert accepted_by_postfix(address, "%s@mail.example.com", *FORMER, aliases=["support", "a.b"]) == is_accepted

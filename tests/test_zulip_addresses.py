@@ -91,7 +91,14 @@ def resolve(api: Api | None = None, aliases: Any = None, **options: Any) -> dict
     url = f"http://127.0.0.1:{api.server.server_port}" if api else ""
     login = {"email": "bot@example.com", "key": options.pop("key", "s3cret")}
     zulip = zulip_addresses.Zulip(url, "chat.example.com", version=options.pop("version", "10.1"), **login)
-    given = {"pattern": PATTERN, "channel_senders": {}, "blocked": [], "former": [], "sends_from": SENDS_FROM}
+    given = {
+        "pattern": PATTERN,
+        "channel_senders": {},
+        "settled": True,
+        "blocked": [],
+        "former": [],
+        "sends_from": SENDS_FROM,
+    }
     return zulip_addresses.zulip_addresses(given | {"aliases": aliases or {}} | options, zulip)
 
 
@@ -210,10 +217,19 @@ def test_other_faults(api, options, words):
     assert words in str(caught.value)
 
 
-def test_zulip_with_another_pattern(api):
+@pytest.mark.parametrize("aliases", [{"a": "#ops", "b": TOKEN}, "channels"])
+def test_zulip_with_another_pattern(api, aliases):
+    """Before it was restarted, at the first run, and when nobody has set it where Zulip is."""
     api.domain = "other.example.com"
-    with pytest.raises(zulip_addresses.Unfit, match=r"an address at other.example.com, but the mail domain is"):
-        resolve(api, {"a": "#ops"})
+    with pytest.raises(
+        zulip_addresses.Unfit, match=r"Zulip tells an address at other.example.com, but its EMAIL_GATEW"
+    ):
+        resolve(api, aliases)
+    found = resolve(api, aliases, channel_senders={"#ops": ["@x.org"]}, settled=False)
+    assert found["waits"] and found["addresses"]["senders"] == {}
+    assert found["addresses"]["aliases"] == ({"b": TOKEN} if isinstance(aliases, dict) else {})
+    with pytest.raises(zulip_addresses.Unfit, match="Zulip's API answers 400"):
+        resolve(api, {"a": "#nowhere"}, settled=False)
 
 
 def test_zulip_does_not_answer(api):

@@ -10,8 +10,8 @@ import re
 import ssl
 import time
 import urllib.parse
-from collections.abc import Iterable
-from contextlib import closing
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager
 from typing import Any, NamedTuple
 
 from ansible.module_utils.basic import AnsibleModule
@@ -70,6 +70,10 @@ options:
     description: The API key.
     type: str
     default: ""
+  settled:
+    description: Zulip has its EMAIL_GATEWAY_PATTERN. Else what it does not tell yet is left out.
+    type: bool
+    default: true
 author: The Zulip email gateway maintainers
 """
 
@@ -90,6 +94,10 @@ RETURN = r"""
 addresses:
   description: What the gateway reads in addresses.json. There are secrets in it.
   type: dict
+  returned: success
+waits:
+  description: Whether something was left out.
+  type: bool
   returned: success
 remarks:
   description: What the operator should know.
@@ -119,6 +127,10 @@ PATIENCE = 300.0
 
 class Unfit(Exception):
     """Something that the operator has to change."""
+
+
+class NotYet(Exception):
+    """Zulip tells no address of the gateway's pattern; says what it tells."""
 
 
 class Zulip:
@@ -286,7 +298,7 @@ def listed(what: str, entries: list[str]) -> list[str]:
 
 
 def target(alias: Alias, zulip: Zulip, pattern: Pattern) -> str:
-    """The local part that an alias leads to; raises Unfit."""
+    """The local part that an alias leads to; raises Unfit and NotYet."""
     if alias.posts_as and not alias.to.startswith("#"):
         raise Unfit(f'{alias.what} has as:, for which "to" has to be the name of a channel, as in "#ops"')
     if alias.posts_as and zulip.is_older_than(POSTS_AS):
@@ -295,11 +307,10 @@ def target(alias: Alias, zulip: Zulip, pattern: Pattern) -> str:
         address = zulip.address(alias.to[1:], alias.posts_as, alias.what)
         local = pattern.local(address)
         if not CHANNEL.fullmatch(local):
-            where = address.rpartition("@")[2]
-            raise Unfit(
-                f"{alias.what}: Zulip tells an address at {where}, but the mail domain is {pattern.domain}; "
-                "does Zulip know its EMAIL_GATEWAY_PATTERN already? Run this once without aliases"
-            )
+            told = f"an address at {address.rpartition('@')[2]}" if address else "no address"
+            wanted = f"{pattern.prefix}%s@{pattern.domain}"
+            what = f"its EMAIL_GATEWAY_PATTERN has to be {wanted}. Set it there, and restart Zulip"
+            raise NotYet(f"{alias.what}: Zulip tells {told}, but {what}")
     else:
         local = pattern.local(alias.to)
         if not CHANNEL.fullmatch(local):
@@ -347,11 +358,23 @@ def of_channels(zulip: Zulip, pattern: Pattern, sends_from: list[str], remarks: 
 def zulip_addresses(options: dict[str, Any], zulip: Zulip) -> dict[str, Any]:
     """Everything the module returns; raises Unfit."""
     pattern, sends_from, remarks = Pattern.of(options["pattern"]), options["sends_from"], list[str]()
-    senders = dict[str, list[str]]()
+    targets, senders = dict[str, str](), dict[str, list[str]]()
+    waits = False
+
+    @contextmanager
+    def perhaps_later() -> Iterator[None]:
+        nonlocal waits
+        try:
+            yield
+        except NotYet as why:
+            if options["settled"]:
+                raise Unfit(str(why)) from why
+            waits = True
+
     if options["aliases"] == CHANNELS:
-        targets = of_channels(zulip, pattern, sends_from, remarks)
+        with perhaps_later():
+            targets = of_channels(zulip, pattern, sends_from, remarks)
     elif isinstance(options["aliases"], dict):
-        targets = {}
         aliases = written(options["aliases"])
         for alias in aliases:
             check_name(alias.name, alias.what, sends_from, pattern)
@@ -360,7 +383,8 @@ def zulip_addresses(options: dict[str, Any], zulip: Zulip) -> dict[str, Any]:
             if alias.senders is not None:
                 senders[alias.name] = listed(alias.what, alias.senders)
         for alias in aliases:
-            targets[alias.name] = target(alias, zulip, pattern)
+            with perhaps_later():
+                targets[alias.name] = target(alias, zulip, pattern)
     else:
         raise Unfit(
             f"email_gateway_aliases is {json.dumps(options['aliases'])}; write a name for each address, as in "
@@ -370,8 +394,9 @@ def zulip_addresses(options: dict[str, Any], zulip: Zulip) -> dict[str, Any]:
         what = f"email_gateway_channel_senders: {channel}"
         if not isinstance(entries, list):
             raise Unfit(f"{what} is {json.dumps(entries)}; write a list of senders")
-        local = target(Alias(what, channel, channel), zulip, pattern)
-        senders[token_in(local)] = listed(what, [str(entry) for entry in entries])
+        listed_here = listed(what, [str(entry) for entry in entries])
+        with perhaps_later():
+            senders[token_in(target(Alias(what, channel, channel), zulip, pattern))] = listed_here
     return {
         "addresses": {
             "former": [former_pattern(text, pattern) for text in options["former"]],
@@ -380,6 +405,7 @@ def zulip_addresses(options: dict[str, Any], zulip: Zulip) -> dict[str, Any]:
             "blocked": listed("email_gateway_blocked_senders", options["blocked"]),
             "sends_from": [address for address in sends_from if address.lower().endswith(f"@{pattern.domain}")],
         },
+        "waits": waits,
         "remarks": remarks,
     }
 
@@ -412,6 +438,7 @@ def main() -> None:
             "host": {"type": "str", "default": ""},
             "email": {"type": "str", "default": ""},
             "key": {"type": "str", "default": "", "no_log": True},
+            "settled": {"type": "bool", "default": True},
         },
         supports_check_mode=True,
     )

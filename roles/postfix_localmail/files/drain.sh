@@ -4,10 +4,11 @@
 # If some is left, or if nobody can tell, opens the port again and fails: nothing is lost.
 # The configuration that follows opens the port again by itself.
 set -eu
-domain=$(postconf -h virtual_mailbox_domains)
+domains=$(postconf -h virtual_mailbox_domains)
+domain=${domains%% *}
 # The lines of "postqueue -j" that count, each of which is a mail. \" may stand in an address.
 if [ "${1:-}" = all ]; then counts='^{'
-else counts="\"address\": \"\\([^\"\\]\\|\\\\.\\)*@\\($domain\\|localhost\\)\""; fi
+else counts="\"address\": \"\\([^\"\\]\\|\\\\.\\)*@\\($(echo "$domains" | sed 's/ /\\|/g')\\|localhost\\)\""; fi
 # Not in a pipe, where a queue that cannot be read would count as an empty one.
 waiting() {
   queue=$(postqueue -j 2>/dev/null) || {

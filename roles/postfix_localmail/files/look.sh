@@ -61,7 +61,7 @@ cat <<JSON
   "packages": $(yes_if test "$packages" = $#),
   "configured": $(yes_if test -e /etc/postfix/main.cf),
   "ours": $ours,
-  "pattern": "$(sed -n 's/^# EMAIL_GATEWAY_PATTERN = //p' /etc/postfix/main.cf 2>/dev/null)",
+  "pattern": "$(sed -n 's/^# EMAIL_GATEWAY_PATTERN\( =\|, and former ones:\) //p' /etc/postfix/main.cf 2>/dev/null)",
   "relayhost": "$relayhost",
   "waiting": $waiting,
   "unreadable": "$unreadable",
