@@ -22,7 +22,9 @@ sys.path.insert(0, str(Path(__file__).parent / "shared"))
 import testhosts
 
 # Modules of tests: what they assert is shown in full as well.
-pytest.register_assert_rewrite("figures", "floods", "rows", "attacks", "strangers", "network", "neighbours", "unusual")
+pytest.register_assert_rewrite(
+    "figures", "floods", "rows", "attacks", "strangers", "network", "neighbours", "unusual", "names"
+)
 
 PROJECT = Path(__file__).resolve().parents[1]
 

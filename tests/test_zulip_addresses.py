@@ -232,13 +232,24 @@ def test_zulip_with_another_pattern(api, aliases):
         resolve(api, {"a": "#nowhere"}, settled=False)
 
 
-def test_zulip_does_not_answer(api):
+def test_zulip_does_not_answer(api, monkeypatch):
+    monkeypatch.setattr(zulip_addresses, "RESTART", 0.1)
     api.server.shutdown()
     api.server.server_close()
-    with pytest.raises(zulip_addresses.Unfit, match=r"http://127.0.0.1:\d+ does not answer: "):
+    with pytest.raises(zulip_addresses.Unfit, match=r"http://127.0.0.1:\d+ does not answer; look at"):
         resolve(api, {"a": "#ops"})
     with pytest.raises(zulip_addresses.Unfit, match="set email_gateway_zulip_api_url"):
         resolve(None, {"a": "#ops"})
+
+
+def test_zulip_is_being_restarted(api, monkeypatch):
+    answer, broken = api.answer, [(502, "<html>"), (502, "<html>")]
+    monkeypatch.setattr(api, "answer", lambda path: broken.pop() if broken else answer(path))
+    assert resolve(api, {"a": "#ops"})["addresses"]["aliases"] == {"a": f"ops.{OTHER}"}
+    broken += [(502, "<html>")] * 9
+    monkeypatch.setattr(zulip_addresses, "RESTART", 0.1)
+    with pytest.raises(zulip_addresses.Unfit, match=r"http://127.0.0.1:\d+ answers 502 without JSON"):
+        resolve(api, {"a": "#ops"})
 
 
 @given(st.from_regex(r"\A[a-f0-9.+mx_-]{30,40}\Z"))

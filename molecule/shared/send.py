@@ -22,6 +22,7 @@ parser = argparse.ArgumentParser()
 parser.add_argument("--server", required=True)
 parser.add_argument("--to", required=True, action="append", help="once for each mail; --count repeats them")
 parser.add_argument("--sender", default="user@sender.example.org")
+parser.add_argument("--author", default="", help="for From, if not the sender")
 parser.add_argument("--subject", default="a mail")
 parser.add_argument("--text", default="Hello")
 parser.add_argument("--header", action="append", default=[], help="Name: value")
@@ -37,7 +38,7 @@ def message(number: int, recipient: str) -> bytes:
     if options.raw:
         return base64.b64decode(options.raw)
     mail = email.message.EmailMessage()
-    mail["From"] = options.sender or "MAILER-DAEMON@sender.example.org"
+    mail["From"] = options.author or options.sender or "MAILER-DAEMON@sender.example.org"
     mail["To"] = recipient
     mail["Subject"] = options.subject if options.count == 1 else f"{options.subject} {number}"
     mail["Date"] = email.utils.formatdate()

@@ -125,6 +125,10 @@ import store
 database = store.connect()
 for name, slug in (("general", "general"), ("support", "support"), ("日本語", "")):
     database.execute("INSERT INTO channel VALUES (?, ?, ?)", (name, slug, secrets.token_hex(16)))
+# An administrator, and a bot of hers.
+for number, name, owner in ((1, "admin", None), (2, "alerts-bot", 1)):
+    user = (number, f"{name}@zulip.example.com", f"api-key-of-{name}", owner)
+    database.execute("INSERT INTO user VALUES (?, ?, ?, ?)", user)
 database.execute("INSERT INTO reply VALUES (?, ?, ?, ?)", ("mm" + secrets.token_hex(16), "general", "lunch", "the user who was notified"))
 S
 chown -R zulip:zulip /var/lib/zulip-standin

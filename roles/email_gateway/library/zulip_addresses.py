@@ -121,8 +121,10 @@ FIELDS = {"to", "senders", "options", "as"}
 CHANNELS = "channels"
 # The first release whose addresses post as a given bot, and the first that tells a channel's address at all.
 POSTS_AS, TELLS = 10, 8
-# Zulip allows 200 requests a minute: who makes more is told to wait.
+# Zulip allows 200 requests a minute: who makes more is told to wait (seconds).
 PATIENCE = 300.0
+# A web server that is being restarted has so long, and an answer is no longer (seconds, bytes).
+RESTART, MOST = 60.0, 2**24
 
 
 class Unfit(Exception):
@@ -179,34 +181,39 @@ class Zulip:
             )
         if self.is_older_than(TELLS):
             raise Unfit(f"{what}: Zulip {self._version} does not tell channels' addresses; write the address itself")
-        end = time.monotonic() + PATIENCE
+        began = time.monotonic()
         while True:
-            status, answer = self._answer(path, what)
-            if status != 429 or time.monotonic() > end:
+            status, answer = self._answer(path)
+            waited = time.monotonic() - began
+            if status == 429 and waited < PATIENCE:
+                time.sleep(min(float(answer.get("retry-after", 1)) + 0.1, 60.0))
+            elif answer or waited > RESTART:
                 break
-            time.sleep(min(float(answer.get("retry-after", 1)) + 0.1, 60.0))
+            else:  # it may have been restarted just now
+                time.sleep(0.5)
+        if not answer:
+            said = f"answers {status} without JSON" if status else "does not answer"
+            raise Unfit(f"{what} needs Zulip's API, but {self._where.geturl()} {said}; look at Zulip's web server")
         if answer.get("result") != "success":
             said = f"{status} {json.dumps(answer.get('msg', ''))}"
             raise Unfit(f"{what}: Zulip's API answers {said} to {self._email} for {path.partition('?')[0]}")
         return answer
 
-    def _answer(self, path: str, what: str) -> tuple[int, dict[str, Any]]:
+    def _answer(self, path: str) -> tuple[int, dict[str, Any]]:
+        """The status, 0 for none, and the JSON object, an empty one for none."""
+        headers = {"Host": self._host, "Authorization": f"Basic {self._login}", "User-Agent": "zulip-email-gateway"}
+        connection = self._connection or self._connected()
+        self._connection = None
         try:
-            if self._connection is None:
-                self._connection = self._connected()
-            headers = {"Host": self._host, "Authorization": f"Basic {self._login}", "User-Agent": "zulip-email-gateway"}
-            self._connection.request("GET", f"/api/v1{path}", headers=headers)
-            response = self._connection.getresponse()
-            text = response.read(2**24)
-        except (OSError, http.client.HTTPException) as error:
-            raise Unfit(f"{what} needs Zulip's API, but {self._where.geturl()} does not answer: {error}") from error
-        try:
-            found = json.loads(text)
+            connection.request("GET", f"/api/v1{path}", headers=headers)
+            response = connection.getresponse()
+            found = json.loads(response.read(MOST))
+        except (OSError, http.client.HTTPException):
+            return 0, {}
         except ValueError:
-            found = None
-        if not isinstance(found, dict):
-            raise Unfit(f"{what} needs Zulip's API, but {self._where.geturl()} answers {response.status} without JSON")
-        return response.status, found
+            return response.status, {}
+        self._connection = connection
+        return response.status, found if isinstance(found, dict) else {}
 
     def _connected(self) -> http.client.HTTPConnection:
         assert self._where.hostname

@@ -1,0 +1,190 @@
+"""Addresses besides Zulip's own, and who may write to them, for both generations of Zulip."""
+
+from __future__ import annotations
+
+import json
+import secrets
+
+import pytest
+from conftest import ZulipHost, changed, wait
+from figures import clean
+
+MONITORING = "monitoring@sender.example.org"
+NOT_LISTED = "5.7.1 <{}>: Recipient address rejected: only certain senders may write to this address"
+
+
+def fresh(mx: ZulipHost) -> ZulipHost:
+    clean(mx)
+    mx.began = mx.sh("date +%s.%N").strip()
+    return mx
+
+
+def said(mx: ZulipHost) -> str:
+    """What Postfix has logged since the test began."""
+    return mx.sh(f"journalctl -o cat -u 'postfix*' --since=@{mx.began}")
+
+
+def token(mx: ZulipHost, channel: str) -> str:
+    return next(row["token"] for row in mx.state()["channels"] if row["name"] == channel)
+
+
+def zulip(mx: ZulipHost, statement: str) -> None:
+    """Change something in the stand-in."""
+    change = f"d = sqlite3.connect('/var/lib/zulip-standin/zulip.sqlite'); d.execute({statement!r}); d.commit()"
+    mx.sh(f"python3 -c {json.dumps('import sqlite3; ' + change)}")
+
+
+def test_an_alias_leads_to_its_channel(mx, subject):
+    for number, domain in enumerate([mx.domain, mx.domain.upper(), mx.domain.replace("mail", "old")]):
+        assert mx.send(f"help@{domain}", subject=f"{subject} {number}")["accepted"] == 1
+    posted = mx.wait_for(subject, 3)
+    assert {message["channel"] for message in posted} == {"support"}
+    assert all(message["content"].startswith("**From:** user@sender.example.org") for message in posted)
+
+
+def test_mail_for_a_former_mail_domain_comes_to_the_same_addresses(mx, subject):
+    former = mx.domain.replace("mail", "old")
+    assert mx.send(mx.address().replace(mx.domain, former), subject=subject)["accepted"] == 1
+    mx.wait_for(subject)
+    assert mx.send(mx.reply_address().replace(mx.domain, former), text=subject)["accepted"] == 1
+    mx.wait_for("lunch")
+    [[_, code, text]] = mx.send(f"nobody@{former}", subject=subject)["refused"]
+    assert (code, "5.1.1" in text) == (550, True)
+    [[_, code, text]] = mx.send(f"help@elsewhere.{mx.domain}", subject=subject)["refused"]
+    assert (code, "Relay access denied" in text) == (554, True)
+
+
+def test_an_alias_may_post_as_a_bot(mx, subject):
+    assert mx.send(f"alerts@{mx.domain}", sender=MONITORING, subject=subject)["accepted"] == 1
+    (posted,) = mx.wait_for(subject)
+    assert (posted["channel"], posted["sender"]) == ("general", "alerts-bot@zulip.example.com")
+
+
+@pytest.mark.parametrize(
+    ("channel", "sender", "author"),
+    [
+        ("", "other@sender.example.org", MONITORING),
+        ("", "", MONITORING),
+        ("日本語", "user@example.net", "user@sender.example.org"),
+    ],
+)
+def test_who_is_not_listed_is_rejected(mx, subject, channel, sender, author):
+    to = mx.address(channel) if channel else f"alerts@{mx.domain}"
+    [[_, code, text]] = mx.send(to, sender=sender, author=author, subject=subject)["refused"]
+    assert (code, text) == (550, NOT_LISTED.format(to))
+
+
+def test_the_author_has_to_be_listed_too(mx, subject):
+    to = f"alerts@{mx.domain}"
+    mx.send(to, sender=MONITORING, author="other@sender.example.org", subject=subject)
+    assert wait(lambda: "only certain senders may write to this address" in said(mx), 20)
+    mx.send(to, sender="a@example.net", author=f"Monitoring <{MONITORING}>", subject=f"{subject} good")
+    assert [message["topic"] for message in mx.wait_for(subject)] == [f"{subject} good"]
+
+
+def test_who_is_blocked_may_write_to_nobody_but_postmaster(mx, subject):
+    for to in (f"help@{mx.domain}", mx.address(), mx.reply_address()):
+        [[_, code, text]] = mx.send(to, sender="spam@sender.example.org", subject=subject)["refused"]
+        assert (code, text.endswith("this sender is blocked here")) == (550, True)
+    assert mx.send(f"postmaster@{mx.domain}", sender="spam@sender.example.org")["accepted"] == 1
+
+
+def test_no_sender_learns_a_channels_address(mx, subject):
+    """By a rejection, by a bounce or by what stands in it."""
+    zulip(mx, "INSERT INTO closed VALUES ('support', 'Not authorized')")
+    try:
+        answer = mx.send(f"help@{mx.domain}", subject=subject)
+        if answer["accepted"]:
+            assert wait(lambda: "status=bounced" in said(mx), 20), said(mx)
+    finally:
+        zulip(mx, "DELETE FROM closed")
+    # The bounce itself, with what its recipient would see of the delivery.
+    queue = mx.sh("for name in $(mailq | grep -oE '^[0-9A-F]{6,}'); do postcat -q $name; done")
+    seen = f"{answer} {said(mx)} {queue}"
+    assert f"help@{mx.domain}" in queue or not answer["accepted"]
+    assert token(mx, "support") not in seen and token(mx, "support")[:8] not in seen
+
+
+def test_a_regenerated_address_delays_mail_until_the_next_run(mx, subject):
+    zulip(mx, f"UPDATE channel SET token = '{secrets.token_hex(16)}' WHERE name = 'support'")
+    [[_, code, text]] = mx.send(f"help@{mx.domain}", subject=subject)["refused"]
+    assert code == 450 and "the alias help leads to an address that Zulip does not know any more" in text
+    assert changed(mx.play()) > 0
+    assert mx.send(f"help@{mx.domain}", subject=subject)["accepted"] == 1
+    assert mx.wait_for(subject)[0]["channel"] == "support"
+    assert changed(mx.play()) == 0
+
+
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({"email_gateway_aliases": {"postmaster": "#support"}}, "email_gateway_aliases: postmaster is reserved"),
+        (
+            {"email_gateway_aliases": {"a": "#nowhere"}},
+            "email_gateway_aliases: a: Zulip's API answers 400 \"Invalid channel name 'nowhere'\" to admin@zulip",
+        ),
+        ({"email_gateway_zulip_api_key": "wrong"}, 'Zulip\'s API answers 401 "Invalid API key" to admin@'),
+        ({"email_gateway_former_mailnames": ["x"]}, 'email_gateway_former_mailnames has "x"; write a mail domain'),
+        ({"email_gateway_blocked_senders": ["x"]}, 'email_gateway_blocked_senders has "x"; write "user@'),
+        ({"postfix_localmail_settings": {"mynetworks": "0.0.0.0/0"}}, "would relay mail for others"),
+        ({"postfix_localmail_settings": {"relayhost": "x"}}, 'has "relayhost". The gateway sets it itself'),
+        ({"postfix_localmail_settings": {"a b": "x"}}, 'has "a b". That is no parameter'),
+        ({"postfix_localmail_settings": {"a": "x\nmynetworks = x"}}, 'has "a". That is no parameter'),
+    ],
+)
+def test_bad_input_changes_nothing(mx, variables, words):
+    assert words in mx.refusal(**variables)
+
+
+def test_a_parameter_that_postfix_does_not_know_is_refused(mx):
+    before = mx.sh("md5sum /etc/postfix/main.cf")
+    done = mx.play(postfix_localmail_settings={"smtpd_hard_eror_limit": 5})
+    assert done.returncode != 0 and "smtpd_hard_eror_limit" in done.stdout, done.stdout[-2000:]
+    assert mx.sh("md5sum /etc/postfix/main.cf") == before
+    assert mx.sh("postconf -h smtpd_hard_error_limit") == "15\n"
+
+
+def test_one_alias_for_each_channel(mx, subject):
+    try:
+        done = mx.play(email_gateway_aliases="channels")
+        assert changed(done) > 0 and "#日本語 has no alias" in done.stdout
+        assert mx.send(f"support@{mx.domain}", f"general@{mx.domain}", subject=subject)["accepted"] == 2
+        assert {message["channel"] for message in mx.wait_for(subject, 2)} == {"support", "general"}
+        [[_, code, _]] = mx.send(f"help@{mx.domain}", subject=subject)["refused"]
+        assert code == 550
+    finally:
+        assert changed(mx.play()) > 0
+
+
+def test_zulips_own_sender_takes_bounces_and_nothing_else(mx, subject):
+    mx.sh(f"sed -i '1i NOREPLY_EMAIL_ADDRESS = \"noreply@{mx.domain}\"' /etc/zulip/settings.py")
+    try:
+        assert changed(mx.play()) > 0
+        to = f"noreply@{mx.domain}"
+        assert mx.send(to, sender="", subject=subject)["accepted"] == 1
+        [[_, code, text]] = mx.send(to, subject=subject)["refused"]
+        assert (code, "Zulip only sends from this address, and nobody reads what comes to it" in text) == (550, True)
+        assert wait(lambda: "a bounce or an automatic reply to Zulip's own sender address" in said(mx), 20), said(mx)
+        assert mx.messages(subject) == []
+    finally:
+        mx.sh("sed -i '/^NOREPLY_EMAIL_ADDRESS/d' /etc/zulip/settings.py")
+        assert changed(mx.play()) > 0
+
+
+def test_addresses_are_the_gateways_secret(mx):
+    mode = mx.sh("stat -c '%a %U %G' /etc/zulip-email-gateway/addresses.json").strip()
+    assert mode == "640 root zulip-email-gateway"
+    done = mx.play("--check", "--diff", "-vv", email_gateway_aliases={"other": "#support"})
+    assert done.returncode == 0 and "addresses | Write addresses.json" in done.stdout
+    assert not any(channel["token"] in done.stdout for channel in mx.state()["channels"])
+
+
+def test_switched_off_and_on_again(mx, subject):
+    """From the start all in one run: Zulip tells no address before it knows its pattern."""
+    assert changed(mx.play(zulip_puppet_classes="zulip::profile::standalone")) > 0
+    assert mx.sh("ls -d /etc/zulip-email-gateway /etc/postfix/zulip_* 2>/dev/null || true") == ""
+    assert changed(mx.play(email_gateway_aliases="channels")) > 0
+    assert mx.send(f"support@{mx.domain}", subject=subject)["accepted"] == 1
+    mx.wait_for(subject)
+    assert changed(mx.play()) > 0
+    assert changed(mx.play()) == 0
