@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from email_gateway import address_book
-from email_gateway.address_book import AddressBook, SendsOnly
+from email_gateway.address_book import AddressBook, SendsOnly, Target
 from email_gateway.addresses import NotAGatewayAddress, OtherPattern, Pattern
 from email_gateway.message import Message
 from email_gateway.senders import authors, entry, is_listed
@@ -17,7 +17,7 @@ OTHER = "f" * 32
 BOOK = AddressBook(
     Pattern("", "mail.example.com"),
     former=(Pattern("", "old.example.com"), Pattern("user+", "mail.example.com"), Pattern("zulip-", "in.example.org")),
-    aliases={"support": f"help.{TOKEN}.show-sender", "ops": OTHER},
+    aliases={"support": Target(f"help.{TOKEN}.show-sender", "#help"), "ops": Target(OTHER, "#ops")},
     senders={"ops": ("monitoring@example.com", "@example.net"), TOKEN: ("@example.org",)},
     blocked=("spam@example.com", "@bad.example.com"),
     sends_from=("noreply@mail.example.com", "noreply-{token}@mail.example.com"),
@@ -109,7 +109,10 @@ def test_an_alias_that_leads_nowhere_delays_its_mail():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"aliases": {"a": "nothing"}}, "the alias a leads to nothing, which is no channel's address"),
+        (
+            {"aliases": {"a": {"to": "nothing", "channel": "#a"}}},
+            "the alias a leads to nothing, which is no channel's address",
+        ),
         ({"former": ["x"]}, "'x' is no EMAIL_GATEWAY_PATTERN"),
         ({"blocked": ["x"]}, "'x' is no sender; write 'user@example.com'"),
         ({"senders": {"a": ["a@b@c"]}}, "'a@b@c' is no sender"),

@@ -10,7 +10,7 @@ from typing import Any
 import jinja2
 import pytest
 import yaml
-from email_gateway.address_book import AddressBook, SendsOnly
+from email_gateway.address_book import AddressBook, SendsOnly, Target
 from email_gateway.addresses import NotAGatewayAddress, OtherPattern, Pattern, parse, redact
 from hypothesis import given
 from hypothesis import strategies as st
@@ -150,7 +150,7 @@ FORMER = ("%s@old.example.com", "user+%s@mail.example.com")
 BOOK = AddressBook(
     Pattern("", "mail.example.com"),
     tuple(map(Pattern.parse, FORMER)),
-    {"support": TOKEN, "a.b": TOKEN},
+    {"support": Target(TOKEN, "#a"), "a.b": Target(TOKEN, "#a")},
     sends_from=("noreply@mail.example.com", "noreply-{token}@mail.example.com"),
 )
 

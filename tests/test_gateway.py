@@ -9,6 +9,7 @@ import threading
 import time
 
 import pytest
+from email_gateway.address_book import Target
 from email_gateway.backend_http import HttpBackend
 from email_gateway.failures import Failed, Failures
 from email_gateway.gateway import Envelope
@@ -443,7 +444,7 @@ def test_a_copy_of_what_was_refused_is_tried(gateway):
     assert gateway.deliver(FROM_INBOX._replace(known_by=("inbox", "one", "2")), mail(COPIES[0])) == POSTED
 
 
-RESTRICTED = {"aliases": {"ops": TOKEN}, "senders": {"ops": ("@example.net",)}}
+RESTRICTED = {"aliases": {"ops": Target(TOKEN, "#ops")}, "senders": {"ops": ("@example.net",)}}
 
 
 def restricted(gateway):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from email_gateway import backlog, outcome, policy, questions
+from email_gateway.address_book import Target
 from email_gateway.gateway import Envelope
 from email_gateway.journal import Journal, address_of
 from email_gateway.outcome import IN_DOUBT
@@ -508,7 +509,7 @@ def test_who_may_not_write_is_rejected_and_zulip_not_asked(asked, book):
 
 
 def test_an_alias_whose_channel_is_gone_is_no_reason_to_reject_for_good(asked, book):
-    book(aliases={"ops": TOKEN})
+    book(aliases={"ops": Target(TOKEN, "#ops")})
     asked.gateway.answers = [UNKNOWN]
     answer = from_(asked, "a@example.net", "ops@mail.example.com")
     assert answer.startswith("450 4.3.5 the alias ops leads to an address that Zulip does not know any more")

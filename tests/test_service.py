@@ -204,7 +204,7 @@ def test_a_change_of_gateway_conf_takes_effect_at_once(running):
     assert isinstance(verdict, Deferred) and "cannot read" in verdict.reason
     (running.state / "aside").rename(running.state / "credential")
     assert running.deliver() == POSTED
-    write_addresses(running.folder, aliases={"support": CHANNEL.partition("@")[0]})
+    write_addresses(running.folder, aliases={"support": {"to": CHANNEL.partition("@")[0], "channel": "#general"}})
     assert running.deliver("support@mail.example.com") == POSTED
 
 

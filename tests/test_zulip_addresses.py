@@ -102,6 +102,10 @@ def resolve(api: Api | None = None, aliases: Any = None, **options: Any) -> dict
     return zulip_addresses.zulip_addresses(given | {"aliases": aliases or {}} | options, zulip)
 
 
+def targets(addresses: dict[str, Any]) -> dict[str, str]:
+    return {name: target["to"] for name, target in addresses["aliases"].items()}
+
+
 def test_by_name_and_by_address(api, tmp_path):
     found = resolve(
         api,
@@ -118,11 +122,11 @@ def test_by_name_and_by_address(api, tmp_path):
     )["addresses"]
     assert found == {
         "aliases": {
-            "support": f"support.{TOKEN}.show-sender",
-            "ops": f"ops.{OTHER}.prefer-text",
-            "legacy": f"general.{TOKEN}.show-sender",
-            "bare": TOKEN,
-            "alerts": f"support.{'9' * 32}.show-sender",
+            "support": {"to": f"support.{TOKEN}.show-sender", "channel": "#Support"},
+            "ops": {"to": f"ops.{OTHER}.prefer-text", "channel": "#ops"},
+            "legacy": {"to": f"general.{TOKEN}.show-sender", "channel": "general.0123....show-sender"},
+            "bare": {"to": TOKEN, "channel": "0123...@mail.example.com"},
+            "alerts": {"to": f"support.{'9' * 32}.show-sender", "channel": "#Support"},
         },
         "senders": {"ops": ["monitoring@example.com", "@example.net"], OTHER: ["@example.org"]},
         "blocked": ["@bad.example.com"],
@@ -138,21 +142,21 @@ def test_by_name_and_by_address(api, tmp_path):
 
 def test_nothing_asks_nobody():
     found = resolve(aliases={"legacy": f"general.{TOKEN}"}, key="")["addresses"]
-    assert found["aliases"] == {"legacy": f"general.{TOKEN}"} and found["senders"] == {}
+    assert targets(found) == {"legacy": f"general.{TOKEN}"} and found["senders"] == {}
 
 
 def test_an_alias_for_each_channel(api):
     api.channels = api.channels | {"support!": (4, f"support.{'e' * 32}"), "noreply": (5, f"noreply.{'d' * 32}")}
     found = resolve(api, "channels")
     # stream_id is -id: the one made last comes first.
-    assert found["addresses"]["aliases"] == {"ops": f"ops.{OTHER}", "support": f"support.{'e' * 32}"}
+    assert targets(found["addresses"]) == {"ops": f"ops.{OTHER}", "support": f"support.{'e' * 32}"}
     assert [remark.partition(" has no alias")[0] for remark in found["remarks"]] == ["#noreply", "#日本語", "#Support"]
     assert "support is that of #support!, which is older" in found["remarks"][2]
 
 
 def test_zulip_asks_for_patience(api):
     api.waits = 2
-    assert resolve(api, {"a": "#ops"})["addresses"]["aliases"] == {"a": f"ops.{OTHER}"}
+    assert resolve(api, {"a": "#ops"})["addresses"]["aliases"] == {"a": {"to": f"ops.{OTHER}", "channel": "#ops"}}
 
 
 @pytest.mark.parametrize(
@@ -227,7 +231,7 @@ def test_zulip_with_another_pattern(api, aliases):
         resolve(api, aliases)
     found = resolve(api, aliases, channel_senders={"#ops": ["@x.org"]}, settled=False)
     assert found["waits"] and found["addresses"]["senders"] == {}
-    assert found["addresses"]["aliases"] == ({"b": TOKEN} if isinstance(aliases, dict) else {})
+    assert targets(found["addresses"]) == ({"b": TOKEN} if isinstance(aliases, dict) else {})
     with pytest.raises(zulip_addresses.Unfit, match="Zulip's API answers 400"):
         resolve(api, {"a": "#nowhere"}, settled=False)
 
@@ -245,7 +249,7 @@ def test_zulip_does_not_answer(api, monkeypatch):
 def test_zulip_is_being_restarted(api, monkeypatch):
     answer, broken = api.answer, [(502, "<html>"), (502, "<html>")]
     monkeypatch.setattr(api, "answer", lambda path: broken.pop() if broken else answer(path))
-    assert resolve(api, {"a": "#ops"})["addresses"]["aliases"] == {"a": f"ops.{OTHER}"}
+    assert resolve(api, {"a": "#ops"})["addresses"]["aliases"] == {"a": {"to": f"ops.{OTHER}", "channel": "#ops"}}
     broken += [(502, "<html>")] * 9
     monkeypatch.setattr(zulip_addresses, "RESTART", 0.1)
     with pytest.raises(zulip_addresses.Unfit, match=r"http://127.0.0.1:\d+ answers 502 without JSON"):

@@ -223,6 +223,7 @@ def publish(prefix: str) -> None:
             records += [
                 f"address=/{host}.example.com/{address(container)}",
                 f"mx-host={host}.mail.example.com,{host}.example.com,1",
+                f"mx-host={host}.old.example.com,{host}.example.com,1",
             ]
     lines = "\n".join(records)
     enter(f"{prefix}-outside", f"echo '{lines}' > /etc/dnsmasq.d/zeg.conf; systemctl restart dnsmasq")

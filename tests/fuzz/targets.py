@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import zulip_info
-from email_gateway import addresses, backend_http, policy, service, submission, verdict, worker_log
+from email_gateway import address_book, addresses, backend_http, policy, service, submission, verdict, worker_log
 from email_gateway.address_book import AddressBook
 from email_gateway.backend_http import HttpBackend
 from email_gateway.backend_smtp import SmtpBackend
@@ -44,7 +44,8 @@ atexit.register(shutil.rmtree, FOLDER, ignore_errors=True)
 (FOLDER / "spool").mkdir()
 GATEWAY = Gateway(make_config(FOLDER, timeout=0.2), Journal(FOLDER))
 PATTERNS = (addresses.Pattern("", "mail.example.com"), addresses.Pattern("user+", "mail.example.com"))
-BOOKS = tuple(AddressBook(pattern, (addresses.Pattern("old", "x.org"),), {"a": "0" * 32}) for pattern in PATTERNS)
+FORMER, ALIASES = (addresses.Pattern("old", "x.org"),), {"a": address_book.Target("0" * 32, "#a")}
+BOOKS = tuple(AddressBook(pattern, FORMER, ALIASES) for pattern in PATTERNS)
 Target = Callable[[bytes], None]
 
 

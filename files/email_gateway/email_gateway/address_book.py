@@ -31,14 +31,21 @@ class SendsOnly(NotAGatewayAddress):
     """One of the addresses from which Zulip sends."""
 
 
+class Target(NamedTuple):
+    """Where an alias leads: a local part behind the prefix, and what its channel is called, for the operator."""
+
+    to: str
+    channel: str
+
+
 class AddressBook(NamedTuple):
-    """former: the patterns of addresses that were valid before. aliases: the local part behind the prefix, by
-    name. senders: who may write, by an alias's name or a channel's token, in lower case; not there:
-    everybody. blocked: who may write to nobody. sends_from: Zulip's own senders, as in its settings."""
+    """former: the patterns of addresses that were valid before. aliases: by name. senders: who may write, by an
+    alias's name or a channel's token, in lower case; not there: everybody. blocked: who may write to nobody.
+    sends_from: Zulip's own senders, as in its settings."""
 
     pattern: Pattern
     former: tuple[Pattern, ...] = ()
-    aliases: Mapping[str, str] = {}
+    aliases: Mapping[str, Target] = {}
     senders: Mapping[str, tuple[str, ...]] = {}
     blocked: tuple[str, ...] = ()
     sends_from: tuple[str, ...] = ()
@@ -54,7 +61,7 @@ class AddressBook(NamedTuple):
         fitting = [pattern for pattern in (self.pattern, *self.former) if pattern.fits(folded)]
         local = max(fitting, key=lambda pattern: len(pattern.prefix), default=self.pattern).local(folded)
         target = self.aliases.get(local)
-        address = parse(self.pattern.address(local if target is None else target), self.pattern)
+        address = parse(self.pattern.address(local if target is None else target.to), self.pattern)
         return address if target is None else address._replace(alias=local)
 
     def token_of(self, recipient: str) -> str:
@@ -113,12 +120,12 @@ def load(path: Path, pattern: Pattern) -> AddressBook:
 
 def read(found: dict[str, Any], pattern: Pattern) -> AddressBook:
     """What the file says; raises ValueError, and KeyError, TypeError or AttributeError for anything else."""
-    aliases = {str(name).lower(): str(target) for name, target in found["aliases"].items()}
+    aliases = {str(name).lower(): Target(**target) for name, target in found["aliases"].items()}
     for name, target in aliases.items():
         try:
-            parse(pattern.address(target), pattern)
+            parse(pattern.address(target.to), pattern)
         except NotAGatewayAddress:
-            raise ValueError(f"the alias {name} leads to {redact(target)}, which is no channel's address") from None
+            raise ValueError(f"the alias {name} leads to {redact(target.to)}, which is no channel's address") from None
     return AddressBook(
         pattern,
         tuple(Pattern.parse(text) for text in found["former"]),

@@ -27,7 +27,7 @@ from . import worker_log
 from .client import Client
 from .config import Config
 from .quarantine import alarm
-from .verdict import COPY_AGAIN, Trouble, bug
+from .verdict import COPY_AGAIN, EX_OK, EX_TEMPFAIL, UNKNOWN_ADDRESS, Trouble, bug
 
 ZULIP_CONF = Path("/etc/zulip/zulip.conf")
 ZULIP_SECRETS = Path("/etc/zulip/zulip-secrets.conf")
@@ -36,6 +36,8 @@ ROOTS_MAIL = Path("/var/mail/root")
 UNITS = Path("/etc/systemd/system")
 # A mail that has waited this long (seconds) needs somebody to look at it.
 LONG = 3600.0
+# When so many aliases could not be asked for, the others are not either.
+MOST_WAITING = 3
 # Zulip's files are shorter (bytes).
 _LARGEST = 2**20
 # A certificate is renewed well before this time (seconds).
@@ -58,6 +60,7 @@ def examine(config: Config) -> list[Finding]:
         _zulip_conf,
         _credential,
         _zulip,
+        _aliases,
         _files,
         _journal,
     ]
@@ -239,6 +242,23 @@ def _credential(config: Config) -> Iterator[Finding]:
 def _zulip(config: Config) -> Iterator[Finding]:
     status, line, _ = Client(config.hand_over).ask("check")
     yield Finding(status == 0, line.partition(" ")[2] if status == 0 else line)
+
+
+def _aliases(config: Config) -> Iterator[Finding]:
+    """Where each leads, and whether Zulip still knows that. Asking costs a place within Zulip's limits."""
+    client, waits = Client(config.hand_over), 0
+    for name, target in sorted(config.addresses.aliases.items()):
+        address = config.pattern.address(name)
+        status, line, cause = client.ask("knows", recipient=address) if waits < MOST_WAITING else (EX_TEMPFAIL, "", "")
+        if status == EX_OK:
+            yield Finding(True, f"mail for {address} goes to {target.channel}")
+        elif cause == UNKNOWN_ADDRESS:
+            yield Finding(False, f"mail for {address} waits: {line.partition(' ')[2]}")
+        elif status == EX_TEMPFAIL:  # what is wrong besides, _zulip says
+            waits += 1
+            yield Finding(True, f"mail for {address} goes to {target.channel}; Zulip could not be asked for it now")
+        else:
+            yield Finding(False, f"mail for {address} is refused: {line.partition(' ')[2]}")
 
 
 def _files(config: Config) -> Iterator[Finding]:

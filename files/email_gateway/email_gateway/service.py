@@ -21,11 +21,12 @@ from pathlib import Path
 from typing import Any
 
 from . import config, late, migration, policy, revival
+from .address_book import stale
 from .addresses import redact
 from .backend import prove
 from .failures import Failures
 from .gateway import SPOOL, Envelope, Gateway
-from .journal import UNDELIVERABLE, Journal, add_to_count, key_of
+from .journal import UNDELIVERABLE, Journal, add_to_count, address_of, key_of
 from .message import Message
 from .policy import Policy
 from .verdict import (
@@ -62,6 +63,8 @@ _ROOM = 30.0
 # Postfix sends the whole header of a refused mail back. One of more bytes is nobody's mail, and
 # stays in quarantine without a notice to its sender, who is forged as a rule.
 _MOST_RETURNED = 2**18
+# An address that Zulip has known is known so long, for who wants to be sure (seconds).
+_FRESH = 86400.0
 # A thread needs little, and there may be many.
 _STACK = 2**19
 
@@ -216,6 +219,8 @@ class Service:
             return f"0 delivered\n{' '.join(uid for uid, state in zip(uids, states, strict=True) if state)}\n"
         if verb == "check":
             return answer(prove(gateway.backend(), gateway.config, gateway.spool))
+        if verb == "knows":
+            return answer(_knows(gateway, fields["recipient"]))
         if verb == "replay":
             return _replay(gateway, fields["id"], fields["to"])
         if verb == "purge":
@@ -306,6 +311,17 @@ def _deliver(gateway: Gateway, fields: Fields, descriptor: int) -> Verdict:
             what = f"refused, and not sent back: its header has more than {_MOST_RETURNED} bytes"
             return Delivered(f"{what}; {verdict.reason}", DROPPED)
         return verdict
+
+
+def _knows(gateway: Gateway, recipient: str) -> Verdict:
+    """Whether Zulip knows an address; it is not asked for one that it has known today, as that costs."""
+    try:
+        address = gateway.config.addresses.parse(recipient)
+    except ValueError as why:
+        return Refused("5.1.1", "no gateway address", str(why))
+    if gateway.journal.known_since(address_of(address.token)) > time.time() - _FRESH:
+        return Delivered("known")
+    return stale(address, gateway.knows(address))
 
 
 def _replay(gateway: Gateway, name: str, to: str) -> str:

@@ -54,6 +54,16 @@ def test_mail_for_a_former_mail_domain_comes_to_the_same_addresses(mx, subject):
     assert (code, "Relay access denied" in text) == (554, True)
 
 
+def test_a_former_mail_domain_that_points_elsewhere_is_a_warning(mx):
+    gone = "gone.example.net"
+    former = [mx.domain.replace("mail", "old"), gone]
+    done = mx.play("--check", email_gateway_former_mailnames=former)
+    assert done.returncode == 0 and f"WARNING: The MX record of {gone} does not" in done.stdout, done.stdout[-3000:]
+    done = mx.play(playbook="doctor", email_gateway_former_mailnames=former)
+    assert f"warn   The MX record of {gone} does not" in done.stdout, done.stdout[-3000:]
+    assert f"The MX record of {former[0]}" not in done.stdout
+
+
 def test_an_alias_may_post_as_a_bot(mx, subject):
     assert mx.send(f"alerts@{mx.domain}", sender=MONITORING, subject=subject)["accepted"] == 1
     (posted,) = mx.wait_for(subject)
@@ -188,3 +198,18 @@ def test_switched_off_and_on_again(mx, subject):
     mx.wait_for(subject)
     assert changed(mx.play()) > 0
     assert changed(mx.play()) == 0
+
+
+def test_doctor_lists_every_alias_and_whether_zulip_knows_it(mx):
+    found = mx.host.run("zulip-email-gateway doctor").stdout
+    assert f"ok     mail for help@{mx.domain} goes to #support\n" in found
+    assert f"ok     mail for alerts@{mx.domain} goes to #general\n" in found
+    before = token(mx, "support")
+    mx.sh("rm -f /var/lib/zulip-email-gateway/journal.sqlite*; systemctl restart zulip-email-gateway")
+    zulip(mx, f"UPDATE channel SET token = '{secrets.token_hex(16)}' WHERE name = 'support'")
+    try:
+        found = mx.host.run("zulip-email-gateway doctor").stdout
+        words = "the alias help leads to an address that Zulip does not know any more; run playbooks/site.yml"
+        assert f"WRONG  mail for help@{mx.domain} waits: {words}" in found, found
+    finally:
+        zulip(mx, f"UPDATE channel SET token = '{before}' WHERE name = 'support'")

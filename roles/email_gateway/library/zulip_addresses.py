@@ -334,15 +334,23 @@ def target(alias: Alias, zulip: Zulip, pattern: Pattern) -> str:
     return ".".join([*parts, *alias.options])
 
 
+def shown(to: str, local: str) -> dict[str, str]:
+    """An alias as it stands in addresses.json; to: as it was written. What is shown has no token in it."""
+    return {
+        "to": local,
+        "channel": to if to.startswith("#") else re.sub(r"([0-9a-f]{4})[0-9a-f]{28}", r"\1...", to.lower()),
+    }
+
+
 def token_in(local: str) -> str:
     """By what Zulip knows the channel."""
     parts = [part for part in re.split("[.+]", local) if part not in OPTIONS]
     return parts[min(len(parts), 2) - 1]
 
 
-def of_channels(zulip: Zulip, pattern: Pattern, sends_from: list[str], remarks: list[str]) -> dict[str, str]:
+def of_channels(zulip: Zulip, pattern: Pattern, sends_from: list[str], remarks: list[str]) -> dict[str, dict[str, str]]:
     """An alias for each channel that the bot can see, by the name Zulip gives it in its address."""
-    found, whose = dict[str, str](), dict[str, str]()
+    found, whose = dict[str, dict[str, str]](), dict[str, str]()
     what = f"email_gateway_aliases: {CHANNELS}"
     for channel in zulip.channels(what):
         local = target(Alias(what, channel, f"#{channel}"), zulip, pattern)
@@ -358,14 +366,14 @@ def of_channels(zulip: Zulip, pattern: Pattern, sends_from: list[str], remarks: 
         if name in found:
             remarks.append(f"#{channel} has no alias: {name} is that of #{whose[name]}, which is older")
             continue
-        found[name], whose[name] = local, channel
+        found[name], whose[name] = shown(f"#{channel}", local), channel
     return found
 
 
 def zulip_addresses(options: dict[str, Any], zulip: Zulip) -> dict[str, Any]:
     """Everything the module returns; raises Unfit."""
     pattern, sends_from, remarks = Pattern.of(options["pattern"]), options["sends_from"], list[str]()
-    targets, senders = dict[str, str](), dict[str, list[str]]()
+    targets, senders = dict[str, dict[str, str]](), dict[str, list[str]]()
     waits = False
 
     @contextmanager
@@ -391,7 +399,7 @@ def zulip_addresses(options: dict[str, Any], zulip: Zulip) -> dict[str, Any]:
                 senders[alias.name] = listed(alias.what, alias.senders)
         for alias in aliases:
             with perhaps_later():
-                targets[alias.name] = target(alias, zulip, pattern)
+                targets[alias.name] = shown(alias.to, target(alias, zulip, pattern))
     else:
         raise Unfit(
             f"email_gateway_aliases is {json.dumps(options['aliases'])}; write a name for each address, as in "
