@@ -66,7 +66,8 @@ def session(numbers: list[int]) -> tuple[int, list[list[object]]]:
         for number in numbers:
             for recipient in options.to:
                 server.ehlo_or_helo_if_needed()
-                code, text = server.mail(options.sender, [])
+                server.command_encoding = "utf-8"
+                code, text = server.mail(options.sender, [] if options.sender.isascii() else ["SMTPUTF8"])
                 if code == 250:
                     code, text = server.rcpt(recipient if recipient.startswith("<") else f"<{recipient}>")
                 if code == 250:

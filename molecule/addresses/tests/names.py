@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import secrets
+import subprocess
+from pathlib import Path
 
 import pytest
+import testhosts
 from conftest import ZulipHost, changed, wait
 from figures import clean
 
@@ -22,6 +26,27 @@ def fresh(mx: ZulipHost) -> ZulipHost:
 def said(mx: ZulipHost) -> str:
     """What Postfix has logged since the test began."""
     return mx.sh(f"journalctl -o cat -u 'postfix*' --since=@{mx.began}")
+
+
+MAILBOX = (Path(__file__).parent / "mailbox.py").read_text()
+
+
+def sent_back(mx: ZulipHost, words: str) -> str:
+    """The mail with these words that the senders' own server has got."""
+    outside = testhosts.inside(f"{mx.prefix}-outside")
+    # Both hosts' tests want it, and it goes with its host.
+    start = 'systemd-run --quiet --unit mailbox python3 -c "$(cat)" 2>/dev/null || systemctl is-active mailbox'
+    subprocess.run((*outside, "sh", "-c", start), input=MAILBOX, text=True, check=True, capture_output=True)
+    mx.sh("postqueue -f")
+    look = ["grep", "-lrFe", words, "/root/mailbox"]
+
+    def found() -> str:
+        done = subprocess.run((*outside, *look), capture_output=True, text=True, check=False)
+        return done.stdout.split("\n")[0]
+
+    name = wait(found, 30)
+    assert name, mx.journal()
+    return subprocess.run((*outside, "cat", name), capture_output=True, text=True, errors="replace", check=True).stdout
 
 
 def token(mx: ZulipHost, channel: str) -> str:
@@ -213,3 +238,26 @@ def test_doctor_lists_every_alias_and_whether_zulip_knows_it(mx):
         assert f"WRONG  mail for help@{mx.domain} waits: {words}" in found, found
     finally:
         zulip(mx, f"UPDATE channel SET token = '{before}' WHERE name = 'support'")
+
+
+JOERG = "jörg@sender.example.org"
+
+
+def test_a_sender_whose_address_is_not_ascii(mx, subject):
+    """RFC 6531, with a header in UTF-8 (RFC 6532); without SMTPUTF8 in it, too."""
+    text = f"From: Jörg <{JOERG}>\r\nSubject: {subject} Größe\r\nMessage-ID: <1@x>\r\nDate: x\r\n\r\nHallo\r\n"
+    raw = base64.b64encode(text.encode()).decode()
+    answer = mx.send(f"help@{mx.domain}", mx.reply_address(), sender=JOERG, raw=raw)
+    assert answer["accepted"] == 2, answer
+    (posted,) = mx.wait_for(subject)
+    assert posted["topic"] == f"{subject} Größe"
+    assert posted["content"] == f"**From:** Jörg <{JOERG}>\nHallo", posted
+    mx.wait_for("lunch")
+    blank = base64.b64encode(text.replace("Hallo", "").replace(subject, f"{subject} blank").encode()).decode()
+    assert mx.send(f"help@{mx.domain}", sender=JOERG, raw=blank)["accepted"] == 1
+    bounce = sent_back(mx, f"{subject} blank")
+    assert bounce.startswith(f"From <>, to ['{JOERG}'], ['SIZE=") and "SMTPUTF8" in bounce.split("\n")[0]
+    assert "Zulip finds no text in it" in bounce and token(mx, "support")[:8] not in bounce
+    assert f"help@{mx.domain}" in bounce
+    [[_, code, told]] = mx.send(f"größe@{mx.domain}", sender=JOERG)["refused"]
+    assert (code, "5.1.1" in told) == (550, True), told
