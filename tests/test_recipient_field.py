@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 import pytest
-from email_gateway.address_book import AddressBook
+from email_gateway.address_book import AddressBook, Target
 from email_gateway.addresses import Pattern
 from email_gateway.recipient_field import find_recipients
 from hypothesis import given
@@ -114,3 +114,13 @@ def test_whatever_stands_there_takes_no_time(unit):
 
 def test_an_address_far_behind_is_found():
     assert found("To: " + "a@example.org, " * 2000 + f"General <{WANTED}>") == [WANTED]
+
+
+def test_aliases_and_former_patterns_and_each_channel_once():
+    former = (Pattern("", "old.example.com"),)
+    book = BOOK._replace(former=former, aliases={"help": Target(f"support.{TOKEN}", "#support")})
+    written = f"zulip+help@example.com, zulip+x.{TOKEN}@example.com, {TOKEN[::-1]}@old.example.com, help@example.com"
+    assert find_recipients(f"To: {written}\n".encode(), book) == [
+        "zulip+help@example.com",
+        f"{TOKEN[::-1]}@old.example.com",
+    ]

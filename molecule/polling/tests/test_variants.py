@@ -195,8 +195,9 @@ def test_zulips_own_polling_and_its_failure_is_shown(mx):
         mx.sh("mv /root/email_mirror.py /opt/zulip-standin/")
 
 
-def test_what_zulips_own_polling_can_not_do_is_refused(mx):
-    text = mx.refusal(**{**ZULIP, **OAUTH})
+@pytest.mark.parametrize("more", [OAUTH, {"email_gateway_former_mailnames": ["old.example.com"]}])
+def test_what_zulips_own_polling_can_not_do_is_refused(mx, more):
+    text = mx.refusal(**{**ZULIP, **more})
     assert "email_gateway_polling_engine is zulip" in text and "Set email_gateway_polling_engine: idle" in text
 
 
