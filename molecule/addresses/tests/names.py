@@ -129,15 +129,12 @@ def test_no_sender_learns_a_channels_address(mx, subject):
     zulip(mx, "INSERT INTO closed VALUES ('support', 'Not authorized')")
     try:
         answer = mx.send(f"help@{mx.domain}", subject=subject)
-        if answer["accepted"]:
-            assert wait(lambda: "status=bounced" in said(mx), 20), said(mx)
+        # Zulip 11's mail server rejects it at RCPT already.
+        bounce = sent_back(mx, subject) if answer["accepted"] else ""
     finally:
         zulip(mx, "DELETE FROM closed")
-    # The bounce itself, with what its recipient would see of the delivery.
-    queue = mx.sh("for name in $(mailq | grep -oE '^[0-9A-F]{6,}'); do postcat -q $name; done")
-    seen = f"{answer} {said(mx)} {queue}"
-    assert f"help@{mx.domain}" in queue or not answer["accepted"]
-    assert token(mx, "support") not in seen and token(mx, "support")[:8] not in seen
+    assert f"help@{mx.domain}" in bounce or answer["refused"]
+    assert token(mx, "support")[:8] not in f"{answer} {bounce} {said(mx)}"
 
 
 def test_a_regenerated_address_delays_mail_until_the_next_run(mx, subject):
