@@ -147,6 +147,26 @@ def test_a_regenerated_address_delays_mail_until_the_next_run(mx, subject):
     assert changed(mx.play()) == 0
 
 
+def test_zulips_api_at_a_url_of_its_own_needs_a_good_certificate(mx):
+    url = {"email_gateway_zulip_api_url": "https://zulip.example.com"}
+    mx.sh("""cp /etc/hosts /root/hosts; echo 127.0.0.1 zulip.example.com >> /etc/hosts
+        openssl req -x509 -newkey rsa:2048 -nodes -days 9 -subj /CN=zulip.example.com -keyout /root/key.pem \
+            -addext subjectAltName=DNS:zulip.example.com -out /usr/local/share/ca-certificates/zulip.crt 2>/dev/null
+        cat > /etc/nginx/sites-enabled/api <<S
+server { listen 443 ssl; server_name zulip.example.com; ssl_certificate_key /root/key.pem;
+    ssl_certificate /usr/local/share/ca-certificates/zulip.crt;
+    location / { proxy_pass http://unix:/run/zulip-web/socket; proxy_set_header Host \\$http_host; } }
+S
+        systemctl reload nginx""")
+    try:
+        assert "the certificate of https://zulip.example.com is not good: self-signed" in mx.refusal(**url)
+        mx.sh("update-ca-certificates")
+        assert changed(mx.play(**url)) == 0
+    finally:
+        mx.sh("""cp /root/hosts /etc/hosts; rm /etc/nginx/sites-enabled/api /usr/local/share/ca-certificates/zulip.crt
+            systemctl reload nginx; update-ca-certificates --fresh""")
+
+
 @pytest.mark.parametrize(
     ("variables", "words"),
     [

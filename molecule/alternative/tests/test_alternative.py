@@ -24,10 +24,14 @@ def mx(host):
 
 def test_all_variables_are_set_and_differ_from_their_defaults():
     here = yaml.safe_load((PROJECT / "molecule/alternative/inventory.yml").read_text())["zulip"]["vars"]
-    # Of the test hosts, of other scenarios (polling, zulip11), and what site.yml fills in.
+    # Of the test hosts, of other scenarios (polling, zulip11, addresses), and what site.yml fills in.
     elsewhere = {
         "email_gateway_dns_servers",
+        "email_gateway_zulip_api_url",
         "email_gateway_zulip_server",
+        "postfix_localmail_aliases",
+        "postfix_localmail_former_patterns",
+        "postfix_localmail_sends_from",
         "postfix_localmail_takeover",
         "postfix_localmail_zulip_sends_here",
     }
@@ -52,6 +56,19 @@ def test_pattern_with_a_user_part(mx, subject):
     reply = mx.reply_address()
     assert mx.send(f"user+{reply}", text=subject)["accepted"] == 1
     mx.wait_for("lunch")
+
+
+def test_an_alias_with_a_user_part(mx, subject):
+    """Also at the former mail domain. The scenario addresses has the rest."""
+    for address in (f"user+help@{DOMAIN}", "user+Help@mail.former.example.com"):
+        assert mx.send(address, subject=subject)["accepted"] == 1
+    assert {message["channel"] for message in mx.wait_for(subject, 2)} == {"support"}
+    refused = mx.send(f"help@{DOMAIN}", subject=subject)["refused"]
+    refused += mx.send(f"user+help@{DOMAIN}", sender="user@example.net", subject=subject)["refused"]
+    refused += mx.send(f"user+{mx.address('日本語')}", sender="user@example.org", subject=subject)["refused"]
+    words = ["5.1.1", "this sender is blocked here", "only certain senders may write to this address"]
+    for [_, code, text], word in zip(refused, words, strict=True):
+        assert code == 550 and word in text
 
 
 def test_limits_for_clients(mx):

@@ -208,6 +208,11 @@ class Zulip:
             connection.request("GET", f"/api/v1{path}", headers=headers)
             response = connection.getresponse()
             found = json.loads(response.read(MOST))
+        except ssl.SSLCertVerificationError as error:
+            raise Unfit(
+                f"email_gateway_zulip_api_url: the certificate of {self._where.geturl()} is not good: "
+                f"{error.verify_message}. Write Zulip's URL as its certificate has it, or let this host trust its issuer"
+            ) from error
         except (OSError, http.client.HTTPException):
             return 0, {}
         except ValueError:
