@@ -32,6 +32,7 @@ def make_config(folder: Path, **changes: Any) -> Config:
     return Config(
         addresses=AddressBook(Pattern("", "mail.example.com")),
         post_automatic=False,
+        sender_checks="off",
         state_dir=folder,
         credential=folder / "credential",
         url="http://127.0.0.1:1",
@@ -65,6 +66,7 @@ def rendered(folder: Path) -> str:
         ansible_managed="managed",
         email_gateway_found={"pattern": "%s@mail.example.com", "url": "https://127.0.0.1", "polling": True},
         __email_gateway_state=str(folder),
+        __email_gateway_sender_checks="off",
         __email_gateway_system="Debian 12",
         __email_gateway_etc=str(folder),
         __email_gateway_secrets="/etc/zulip/zulip-secrets.conf",

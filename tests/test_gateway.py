@@ -14,7 +14,7 @@ from email_gateway.backend_http import HttpBackend
 from email_gateway.failures import Failed, Failures
 from email_gateway.gateway import Envelope
 from email_gateway.journal import Journal, room
-from email_gateway.message import stored
+from email_gateway.message import Message, stored
 from email_gateway.quarantine import Quarantine
 from email_gateway.verdict import Deferred, Delivered, Refused, Trouble, answer, bug, understood
 from mails import BEFORE, POSTED, mail, tell
@@ -499,3 +499,49 @@ def test_what_comes_to_zulips_own_sender(gateway, sender, header, is_dropped):
     else:
         assert isinstance(verdict, Refused) and "Zulip only sends from this address" in verdict.reason
     assert gateway.handed == []
+
+
+def checked(dmarc: str, body: bytes = b"Hello", domain: bytes = b"example.net") -> Message:
+    field = b"X-Zulip-Email-Gateway-Sender: dmarc=%s spf=fail domain=%s\n" % (dmarc.encode(), domain)
+    return mail(field + b"From: a@example.net\n\n" + body)
+
+
+@pytest.mark.parametrize("source", ["postfix", "operator"])
+@pytest.mark.parametrize("mode", ["off", "mark", "enforce"])
+def test_a_forged_sender_is_warned_of(gateway, mode, source):
+    gateway.config = gateway.config._replace(sender_checks=mode)
+    assert gateway.deliver(FROM_POSTFIX._replace(source=source), checked("fail-quarantine")) == POSTED
+    [(_, text)] = gateway.handed
+    line = b"**Warning: the sender of this mail may be forged; example.net does not vouch for it (DMARC).**\r\n\r\n"
+    assert text.endswith(b"\n\n" + (line if mode != "off" else b"") + b"Hello")
+
+
+@pytest.mark.parametrize(("dmarc", "words"), [("pass", b""), ("none", b""), ("temperror", b"could not be checked")])
+def test_who_is_not_warned_of(gateway, dmarc, words):
+    """What DNS did not tell when the mail came will not be told later: the mail does not wait for it."""
+    gateway.config = gateway.config._replace(sender_checks="enforce")
+    assert gateway.deliver(FROM_POSTFIX, checked(dmarc)) == POSTED
+    assert (b"Warning" in gateway.handed[0][1]) == bool(words) and words in gateway.handed[0][1]
+
+
+def test_a_forged_sender_is_refused_by_the_delivery_too(gateway):
+    """The service need not have been there when the mail came."""
+    gateway.config = gateway.config._replace(sender_checks="enforce")
+    verdict = gateway.deliver(FROM_POSTFIX, checked("fail-reject"))
+    assert isinstance(verdict, Refused) and "where example.net says" in verdict.reason and gateway.handed == []
+
+
+def test_what_cannot_be_warned_of_is_refused(gateway):
+    gateway.config = gateway.config._replace(sender_checks="mark")
+    field = b"X-Zulip-Email-Gateway-Sender: dmarc=fail-reject spf=fail domain=example.net\n"
+    text = b"From: a@example.net\nContent-Transfer-Encoding: x-uuencode\n\nbegin 644 x\n#0V%T\n`\nend\n"
+    verdict = gateway.deliver(FROM_POSTFIX, mail(field + text))
+    assert isinstance(verdict, Refused) and "no warning can be put into it" in verdict.reason
+    assert gateway.handed == [] and units(gateway) == []
+
+
+def test_an_inbox_is_not_gone_by_what_stands_in_its_mail(gateway):
+    gateway.config = gateway.config._replace(sender_checks="enforce")
+    envelope = FROM_POSTFIX._replace(source="inbox", known_by=("inbox", "1"))
+    assert gateway.deliver(envelope, checked("fail-reject")) == POSTED
+    assert b"Warning" not in gateway.handed[0][1]

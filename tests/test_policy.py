@@ -516,16 +516,38 @@ def test_an_alias_whose_channel_is_gone_is_no_reason_to_reject_for_good(asked, b
     assert TOKEN not in answer
 
 
+NOREPLY = "noreply-ab12@mail.example.com"
+
+
 @pytest.mark.parametrize(
-    ("sender", "number", "is_rejected"), [("", "1", False), ("a@example.net", "1", True), ("a@example.net", "2", False)]
+    ("sender", "header", "is_rejected"),
+    [("", b"", False), ("a@example.net", b"", True), ("a@example.net", b"Auto-Submitted: auto-replied\n", False)],
 )
-def test_zulips_own_sender(asked, book, sender, number, is_rejected):
-    """Who asks whether it is there is told so, and a bounce is taken; where others are to get a mail, too, it is."""
+def test_zulips_own_sender(asked, book, sender, header, is_rejected):
+    """Who asks whether it is there is told so, and a bounce and a machine's answer are taken."""
     book(sends_from=("noreply-{token}@mail.example.com",))
-    coming = Coming("1")
-    assert rcpt(asked, "noreply-ab12@mail.example.com", coming=coming) == policy.DUNNO
-    request = {"protocol_state": "END-OF-MESSAGE", "sender": sender, "recipient_count": number, "instance": "1"}
-    answer = asked._action(request, coming)
-    assert answer.startswith("550 5.7.1 Zulip only sends from this address") == is_rejected
-    assert (answer == policy.DUNNO) != is_rejected
+    assert rcpt(asked, NOREPLY) == policy.DUNNO
+    for recipients in ([NOREPLY], [CHANNEL, NOREPLY]):
+        reply = asked.look(sender, recipients, mail(header + b"From: a@example.net\n\n"))
+        assert reply.startswith("550 5.7.1 Zulip only sends from this address") == is_rejected
+        assert (reply == "") != is_rejected
     assert asked.gateway.handed == []
+
+
+@pytest.mark.parametrize("recipient", ["postmaster@mail.example.com", "nobody@mail.example.com", "a@example.org"])
+def test_what_is_no_address_is_not_told_of_by_its_header(asked, recipient):
+    assert asked.look("a@example.net", [recipient], mail(b"From: a@example.net\n\n")) == ""
+
+
+def test_by_its_header_an_author_is_rejected_and_counted(asked, book):
+    book(blocked=("@example.net",))
+    header = mail(b"From: a@example.net\n\n")
+    assert asked.look("b@example.org", [CHANNEL], header) == "550 5.7.1 this sender is blocked here"
+    asked.tidy(asked.gateway.journal)
+    assert asked.gateway.journal.counts() == {"rejected": {"blocked sender": 1}}
+
+
+def test_trouble_with_a_header_stops_no_mail(asked, monkeypatch):
+    monkeypatch.setattr(policy.admission, "verdict", lambda *_: 1 / 0)
+    assert asked.look("a@example.net", [CHANNEL], mail(b"\n")) == ""
+    assert "ZeroDivisionError" in asked.said[0] or "division" in asked.said[0]

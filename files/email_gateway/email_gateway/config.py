@@ -13,7 +13,7 @@ import urllib.parse
 from pathlib import Path
 from typing import NamedTuple
 
-from . import address_book
+from . import address_book, sender_checks
 from .address_book import AddressBook
 from .addresses import Pattern
 from .verdict import Trouble
@@ -64,6 +64,7 @@ class Config(NamedTuple):
 
     addresses: AddressBook
     post_automatic: bool
+    sender_checks: str
     state_dir: Path
     credential: Path
     url: str
@@ -121,6 +122,7 @@ def load(path: Path = CONFIG) -> Config:
         return Config(
             addresses=_addresses(path.with_name(ADDRESSES), Pattern.parse(parser["gateway"]["pattern"])),
             post_automatic=_choice(parser["gateway"], "auto_replies", "drop", "post"),
+            sender_checks=_one_of(parser["gateway"], "sender_checks", *sender_checks.MODES),
             state_dir=Path(parser["gateway"]["state_dir"]),
             credential=Path(zulip["credential"]),
             url=_url(zulip["url"]),
@@ -167,9 +169,15 @@ def _imap(section: configparser.SectionProxy) -> Imap:
 
 def _choice(section: configparser.SectionProxy, name: str, one: str, other: str) -> bool:
     """True for the other."""
-    if section[name] not in (one, other):
-        raise ValueError(f"{name} = {section[name]!r}; write it as {one!r} or {other!r}")
-    return section[name] == other
+    return _one_of(section, name, one, other) == other
+
+
+def _one_of(section: configparser.SectionProxy, name: str, *values: str) -> str:
+    if section[name] not in values:
+        raise ValueError(
+            f"{name} = {section[name]!r}; write it as {', '.join(map(repr, values[:-1]))} or {values[-1]!r}"
+        )
+    return section[name]
 
 
 def _positive(text: str) -> float:

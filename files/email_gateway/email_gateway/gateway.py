@@ -18,7 +18,8 @@ from pathlib import Path
 from threading import Event, Lock
 from typing import NamedTuple
 
-from .address_book import NOBODY_READS, SendsOnly, stale
+from . import admission, sender_checks
+from .address_book import stale
 from .addresses import Address, NotAGatewayAddress, OtherPattern
 from .automatic import is_automatic_reply, loop
 from .backend import Backend, open_backend
@@ -26,6 +27,8 @@ from .backlog import STALE, Backlog
 from .config import Config
 from .forgery import forged
 from .journal import Flight, Journal, Mail, Ticket, address_of, key_of
+from .mail_parts import Unsure
+from .marked import marked
 from .message import Message
 from .outcome import Outcomes
 from .pace import Pace
@@ -56,6 +59,9 @@ _TRIES = 3
 # A mail waits for its turn so long (seconds), while Zulip's worker is busy with another one or
 # stopped, also where it had to wait for room; a question so long, then the mail is accepted without it.
 _TURN, _LEAST_TURN, _TURN_TO_ASK = 120.0, 15.0, 0.5
+_NO_WARNING = Refused(
+    "5.7.1", "sender check", "its sender may be forged, and it is made in a way that no warning can be put into it"
+)
 # By these a quotation is known, near the beginning of a mail (bytes).
 _QUOTED, _NEAR = re.compile(rb"(?im)^>|<blockquote|gmail_quote"), 2**18
 
@@ -209,9 +215,9 @@ class Gateway:
 
     def _try(self, mail: Mail, message: Message, max_wait: float) -> Attempt:
         try:
+            if verdict := self._not_admitted(mail, message):
+                return Attempt(verdict)
             address = self.config.addresses.parse(mail.recipient)
-        except SendsOnly:
-            return Attempt(_to_zulips_sender(mail, message))
         except NotAGatewayAddress as error:
             return Attempt(Refused("5.1.1", "no gateway address", str(error)))
         except OtherPattern as error:
@@ -236,9 +242,6 @@ class Gateway:
         """What can be said of a mail without Zulip."""
         if why := forged(message):
             return Refused("5.6.0", "forged log", f"it would write into Zulip's log: {why}")
-        # What an operator delivers, he wants.
-        if mail.source in ("postfix", "inbox") and (verdict := self._not_allowed(mail, address, message)):
-            return verdict
         if not address.is_reply:
             why = loop(message, self.config.addresses.domains)
             return Refused("5.4.6", "loop", f"a mail loop: {why}") if why else None
@@ -246,12 +249,23 @@ class Gateway:
             return Delivered("an automatic reply, which is not posted", DROPPED)
         return None
 
-    def _not_allowed(self, mail: Mail, address: Address, message: Message) -> Refused | None:
-        """Why its sender may not write to an address. An inbox has no envelope."""
-        if not self.config.addresses.is_restricted(address):
+    def _not_admitted(self, mail: Mail, message: Message) -> Verdict | None:
+        """Why its senders may not write there. What an operator delivers, he wants; an inbox has no envelope."""
+        if mail.source not in ("postfix", "inbox"):
             return None
-        envelope = [mail.sender] if mail.source == "postfix" else []
-        return self.config.addresses.not_allowed(address, [*envelope, *authors(message)])
+        envelope = mail.sender if mail.source == "postfix" else None
+        verdict = admission.verdict(self.config, mail.recipient, envelope, message)
+        # That DNS did not answer when the mail came: it will not be asked again (see _warned).
+        return None if isinstance(verdict, Deferred) else verdict
+
+    def _warned(self, mail: Mail, message: Message, text: Message) -> Message:
+        """The mail with a warning in front of its text, if its sender may be forged; raises OSError, and Unsure
+        where that cannot be done. What Zulip had before has it already."""
+        if self.config.sender_checks == sender_checks.OFF or mail.source not in ("postfix", "operator"):
+            return text
+        found = sender_checks.findings(message.header(), authors(message))
+        line = sender_checks.warning(found)
+        return marked(text, line, self.spool) if line else text
 
     def _to(self, address: Address, mail: Mail, message: Message, end: float) -> Attempt:
         """Hand a mail over, once there is room for it."""
@@ -262,11 +276,13 @@ class Gateway:
         except Trouble as trouble:
             return Attempt(trouble.verdict)
         try:
-            text = postable(message, self.spool).without_reserved_fields(self.spool)
+            text = self._warned(mail, message, postable(message, self.spool)).without_reserved_fields(self.spool)
             if self.outcomes.are_known:
                 return self._followed(mail, address, text, unit, end)
             with self.journal.change() as database:
                 self.journal.begin(database, mail)
+        except Unsure:
+            return Attempt(_NO_WARNING, unit)
         except (Trouble, OSError) as error:
             return Attempt(_verdict(error, self.spool), unit)
         return Attempt(self._hand_over(address.text, text), unit)
@@ -391,13 +407,6 @@ class Gateway:
                 self.journal.write_note(database, "endpoint", self._backend.endpoint)
         if flight is not None:
             flight.copy = copy if verdict.cause == WAITING else None
-
-
-def _to_zulips_sender(mail: Mail, message: Message) -> Verdict:
-    """Bounces and answers of machines come to the addresses that Zulip sends from, and are of no use there."""
-    if is_automatic_reply(message, mail.sender, mail.source == "postfix"):
-        return Delivered("a bounce or an automatic reply to Zulip's own sender address", DROPPED)
-    return NOBODY_READS
 
 
 def _given_up(verdict: Verdict, failures: int) -> Verdict:

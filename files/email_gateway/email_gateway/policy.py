@@ -1,8 +1,9 @@
-"""What smtpd asks before it accepts a mail (Postfix's SMTPD_POLICY_README).
+"""What smtpd asks before it accepts a mail (Postfix's SMTPD_POLICY_README, and milter.py).
 
-At RCPT: whether Zulip knows the address, and whether too much waits for the channel already. At
-the end of DATA: whether the mail still fits, which then counts as waiting. Whatever goes wrong
-here, the answer is DUNNO: the mail is accepted, and its delivery tells what becomes of it.
+At RCPT: whether Zulip knows the address, and whether too much waits for the channel already. With
+the header: whether its senders may write there. At the end of DATA: whether the mail still fits,
+which then counts as waiting. Whatever goes wrong here, the mail is accepted, and its delivery tells
+what becomes of it.
 """
 
 from __future__ import annotations
@@ -13,13 +14,16 @@ from collections import Counter, deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from threading import Lock
 from typing import NamedTuple
 
-from .address_book import NOBODY_READS, SendsOnly, stale
+from . import admission
+from .address_book import SendsOnly, stale
 from .addresses import NotAGatewayAddress, OtherPattern
 from .gateway import Gateway
 from .journal import REJECTED, Journal, add_to_count, address_of
+from .message import Message
 from .questions import TOO_MANY, Questions, network_of
 from .verdict import UNKNOWN_ADDRESS, Deferred, Refused, Trouble, bug, one_line
 
@@ -45,6 +49,9 @@ class Rejection(NamedTuple):
     cause: str
     text: str
 
+    def __str__(self) -> str:
+        return f"{self.code} {self.status} {one_line(self.text, 400)}"
+
 
 @dataclass
 class Coming:
@@ -53,7 +60,6 @@ class Coming:
     instance: str = ""
     channels: list[bytes] = field(default_factory=list)
     to_postmaster: bool = False
-    to_zulips_sender: bool = False
     client: str = ""
 
 
@@ -96,21 +102,40 @@ class Policy:
                 mail = Coming(request.get("instance", ""))
             connection.sendall(f"action={self._action(request, mail)}\n\n".encode("ascii", "replace"))
 
+    def look(self, sender: str, recipients: list[str], header: Message) -> str:
+        """The SMTP reply to a mail whose header this is, if it may not go to one of its recipients; else nothing.
+        It goes to none of them then: the alternative is a bounce, to a sender who may be forged."""
+        return self._reply(partial(self._refusal, sender, recipients, header))
+
+    def _refusal(self, sender: str, recipients: list[str], header: Message) -> Rejection | None:
+        config = self._gateway().config
+        for recipient in recipients:
+            try:
+                verdict = admission.verdict(config, recipient, sender, header)
+            except ValueError:  # postmaster, or what its delivery has to tell
+                continue
+            if isinstance(verdict, Refused | Deferred):
+                return _rejection(verdict)
+        return None
+
     def _action(self, request: Request, mail: Coming) -> str:
+        return self._reply(partial(self._decision, request, mail)) or DUNNO
+
+    def _reply(self, decide: Callable[[], Rejection | None]) -> str:
         try:
-            rejection = self._decision(request, mail)
+            rejection = decide()
         except Exception as error:  # a bug of ours, too, must not stop any mail
             trouble = str(error) if isinstance(error, Trouble) else bug(error).reason
             if trouble != self._said:  # once is enough
                 self._say(f"mail is accepted without looking: {trouble}")
             self._said = trouble
-            return DUNNO
+            return ""
         self._said = ""
         if rejection is None:
-            return DUNNO
+            return ""
         with self._lock:
             self._rejected[rejection.cause] += 1
-        return f"{rejection.code} {rejection.status} {one_line(rejection.text, 400)}"
+        return str(rejection)
 
     def _decision(self, request: Request, mail: Coming) -> Rejection | None:
         gateway = self._gateway()
@@ -125,7 +150,6 @@ class Policy:
         try:
             address = gateway.config.addresses.parse(recipient)
         except SendsOnly:  # bounces, and senders' servers that ask whether it is there
-            mail.to_zulips_sender = True
             return None
         except NotAGatewayAddress as why:
             return Rejection(550, "5.1.1", "no gateway address", str(why))
@@ -149,8 +173,6 @@ class Policy:
         size = request.get("size", "")
         if mail.to_postmaster and size.isdecimal() and int(size) > _MOST_BYTES:
             return Rejection(552, "5.3.4", "large mail to postmaster", f"postmaster takes at most {_MOST_BYTES} bytes")
-        if mail.to_zulips_sender and request.get("sender") and request.get("recipient_count") == "1":
-            return _rejection(NOBODY_READS)
         most = gateway.config.most_queued
         with self._taking_in:  # one after the other, or some would be too many
             if mail.to_postmaster and (rejection := self._postmaster(mail.client)):

@@ -20,7 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from . import config, late, migration, policy, revival
+from . import config, late, migration, milter, policy, revival
 from .address_book import stale
 from .addresses import redact
 from .backend import prove
@@ -199,12 +199,15 @@ class Service:
             connection.sendall(said.encode("utf-8", "replace"))
 
     def _serve_smtpd(self, connection: socket.socket) -> None:
-        """One smtpd, for as long as it asks."""
+        """One smtpd, for as long as it asks: what to do with a mail, or a milter."""
         self._asking.add(connection)
         with connection, suppress(OSError):
             connection.setblocking(True)
             if not self._stopping.is_set():
-                self._policy.converse(connection)
+                if connection.recv(1, socket.MSG_PEEK) == milter.FIRST:
+                    milter.converse(connection, self._policy.look)
+                else:
+                    self._policy.converse(connection)
         self._asking.discard(connection)
 
     def _answer(self, verb: str, fields: Fields, descriptor: int | None) -> str:

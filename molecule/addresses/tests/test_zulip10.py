@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from conftest import ZulipHost
+from forged import *  # noqa: F403
 from names import *  # noqa: F403
 from names import fresh
 

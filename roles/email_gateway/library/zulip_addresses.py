@@ -211,7 +211,7 @@ class Zulip:
         except ssl.SSLCertVerificationError as error:
             raise Unfit(
                 f"email_gateway_zulip_api_url: the certificate of {self._where.geturl()} is not good: "
-                f"{error.verify_message}. Write Zulip's URL as its certificate has it, or let this host trust its issuer"
+                f"{error.verify_message}. Write the URL as the certificate has it, or let this host trust its issuer"
             ) from error
         except (OSError, http.client.HTTPException):
             return 0, {}
