@@ -30,6 +30,7 @@ def test_all_variables_are_set_and_differ_from_their_defaults():
         "email_gateway_zulip_api_url",
         "email_gateway_zulip_server",
         "postfix_localmail_aliases",
+        "postfix_localmail_checks_senders",
         "postfix_localmail_former_patterns",
         "postfix_localmail_sends_from",
         "postfix_localmail_takeover",
@@ -69,6 +70,14 @@ def test_an_alias_with_a_user_part(mx, subject):
     words = ["5.1.1", "this sender is blocked here", "only certain senders may write to this address"]
     for [_, code, text], word in zip(refused, words, strict=True):
         assert code == 550 and word in text
+
+
+def test_senders_are_checked_but_for_the_exceptions(mx, subject):
+    """The tests are among these; the scenario addresses has the rest."""
+    assert "\nsender_checks = mark\n" in mx.sh("cat /etc/zulip-email-gateway/gateway.conf")
+    mx.sh("systemctl is-active zulip-email-gateway-senders")
+    assert mx.send(f"user+help@{DOMAIN}", subject=subject)["accepted"] == 1
+    assert "Warning" not in mx.wait_for(subject)[0]["content"]
 
 
 def test_limits_for_clients(mx):

@@ -55,6 +55,27 @@ def test_without_idle(mx, inbox, subject):
         inbox.imap.sh(f"cp /root/dovecot.conf {conf}; doveadm reload; doveadm kick zulip@imap2.example.com || true")
 
 
+ALIAS = {
+    "email_gateway_aliases": {"help": {"to": "#support", "senders": ["@example.org"]}},
+    "email_gateway_zulip_api_email": "admin@zulip.example.com",
+    "email_gateway_zulip_api_key": "api-key-of-admin",
+}
+
+
+def test_an_alias(mx, inbox, subject):
+    """Who is not in its list is told by nobody: an inbox has no envelope. His mail is set aside."""
+    to, before = inbox.user.replace("@", "+help@"), inbox.count("INBOX.Zulip-Failed")
+    assert changed(mx.play(**ALIAS)) > 0
+    try:
+        inbox.append(subject, to=to)
+        assert mx.wait_for(subject)[0]["channel"] == "support"
+        inbox.put([f"From: user@example.net\r\nTo: {to}\r\nSubject: {subject} other\r\n\r\nHello\r\n"])
+        assert wait(lambda: inbox.count("INBOX.Zulip-Failed") == before + 1, 20)
+        assert len(mx.messages(subject)) == 1
+    finally:
+        assert changed(mx.play()) > 0
+
+
 def refusal_of_log_in(mx: ZulipHost, **variables: object) -> str:
     """What site.yml says; Zulip's settings and the gateway's stay as they are."""
     state = "md5sum /etc/zulip/* /etc/zulip-email-gateway/*; cat /var/lib/zulip-standin/restarts | wc -l"
