@@ -11,8 +11,9 @@ Modules, one job each:
 deliver             the command that Postfix runs for each mail: asks the service
 submission          how a client asks the service; client: the same for poller and operators
 service             the resident process: its socket, its requests, its end
-policy              what smtpd is told before it accepts a mail; milter: the same by its header; questions: whether Zulip knows an
-                    address; backlog: what waits in Postfix's queue for each channel
+policy              what smtpd is told before it accepts a mail; milter: the same by its header;
+                    questions: whether Zulip knows an address; backlog: what waits in Postfix's queue
+                    for each channel
 admission           whether a mail's senders may write there; senders: who they are, and who is listed;
                     sender_checks: whether they are forged; marked: a warning in front of the text
 gateway             the way of one mail
