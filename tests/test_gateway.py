@@ -9,6 +9,7 @@ import threading
 import time
 
 import pytest
+from email_gateway import gateway as gateway_module
 from email_gateway.address_book import Target
 from email_gateway.backend_http import HttpBackend
 from email_gateway.failures import Failed, Failures
@@ -538,6 +539,22 @@ def test_what_cannot_be_warned_of_is_refused(gateway):
     verdict = gateway.deliver(FROM_POSTFIX, mail(field + text))
     assert isinstance(verdict, Refused) and "no warning can be put into it" in verdict.reason
     assert gateway.handed == [] and units(gateway) == []
+    # Who has looked at it may want it all the same.
+    assert gateway.deliver(Envelope(CHANNEL), mail(field + text)) == POSTED
+
+
+def test_a_bug_while_a_mail_is_made_ready_keeps_no_place(gateway, monkeypatch):
+    monkeypatch.setattr(gateway_module, "postable", lambda *_: 1 / 0)
+    for _ in range(3):
+        assert isinstance(gateway.deliver(FROM_POSTFIX, mail(b"m")), Deferred)
+    assert units(gateway) == []
+
+
+def test_with_a_warning_quotations_stay(gateway):
+    """It would be the only text, else, of a mail of nothing but these."""
+    gateway.config = gateway.config._replace(sender_checks="mark")
+    assert gateway.deliver(FROM_POSTFIX, checked("fail-reject", b"> Hello\n")) == POSTED
+    assert gateway.handed[0][0].partition("@")[0].endswith(".include-quotes")
 
 
 def test_an_inbox_is_not_gone_by_what_stands_in_its_mail(gateway):

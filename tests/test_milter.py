@@ -5,9 +5,11 @@ from __future__ import annotations
 import socket
 import struct
 import threading
+from typing import Any
 
 import pytest
 from email_gateway import milter
+from email_gateway.message import Message
 
 OFFER = struct.pack(">III", 6, 0x1FF, 0x1FFFFF)
 
@@ -16,29 +18,32 @@ def packet(command: bytes, data: bytes = b"") -> bytes:
     return struct.pack(">I", 1 + len(data)) + command + data
 
 
-def mail(sender: bytes = b"<a@example.org>", *recipients: bytes, header: tuple[tuple[bytes, bytes], ...] = ()) -> bytes:
+def mail(sender: bytes = b"<a@example.org>", *recipients: bytes, header: Any = (), body: Any = ()) -> bytes:
     text = packet(b"D", b"Mi\0QID\0") + packet(b"M", sender + b"\0SIZE=1\0")
     text += b"".join(packet(b"R", recipient + b"\0") for recipient in recipients or (b"<x@example.com>",))
-    return text + b"".join(packet(b"L", name + b"\0" + value + b"\0") for name, value in header) + packet(b"N")
+    text += b"".join(packet(b"L", name + b"\0" + value + b"\0") for name, value in header)
+    return text + b"".join(packet(b"B", piece) for piece in body) + packet(b"E")
 
 
 class Smtpd:
     """The other end of a conversation; .seen: what was asked for a decision."""
 
-    def __init__(self, reply: str = "") -> None:
+    def __init__(self, reply: str = "", wants_body: bool = False) -> None:
         self.seen: list[tuple[str, list[str], bytes]] = []
+        self.dashes: list[int] = []
         self.error: Exception | None = None
         self.end, ours = socket.socketpair()
         self.end.settimeout(5)
 
-        def decide(sender: str, recipients: list[str], header: object) -> str:
-            self.seen.append((sender, list(recipients), header.header()))  # type: ignore[attr-defined]
+        def decide(sender: str, recipients: list[str], header: Message, dashes: int) -> str:
+            self.seen.append((sender, list(recipients), header.header()))
+            self.dashes.append(dashes)
             return reply
 
         def run() -> None:
             with ours:
                 try:
-                    milter.converse(ours, decide)
+                    milter.converse(ours, decide, wants_body)
                 except OSError as error:
                     self.error = error
 
@@ -64,7 +69,6 @@ def test_a_session_of_two_mails():
     assert (command, version, actions) == (b"O", 6, 0)
     assert protocol & 0x10, "the body is not wanted"
     assert smtpd.asks(mail(b"<a@b>", b"<x@y>", b"z@y", header=((b"From", b"a@b\n c"), (b"To", b"x")))) == (b"c", b"")
-    assert smtpd.asks(packet(b"E")) == (b"c", b"")
     smtpd.end.sendall(packet(b"M", b"<lost@b>\0") + packet(b"A"))
     assert smtpd.asks(mail(b"<>")) == (b"c", b"")
     assert smtpd.seen == [("a@b", ["x@y", "z@y"], b"From: a@b\n c\nTo: x"), ("", ["x@example.com"], b"\n")]
@@ -77,6 +81,16 @@ def test_a_rejection_in_the_words_of_smtp():
     smtpd = Smtpd("550 5.7.1 not 100% yours: ä")
     smtpd.asks(packet(b"O", OFFER))
     assert smtpd.asks(mail()) == (b"y", b"550 5.7.1 not 100%% yours: ?\0")
+    smtpd.leaves()
+
+
+def test_the_body_is_counted_where_that_is_wanted():
+    smtpd = Smtpd(wants_body=True)
+    _, agreed = smtpd.asks(packet(b"O", OFFER))
+    assert not struct.unpack(">III", agreed)[2] & 0x10
+    smtpd.asks(mail(body=[b"--a\r\n--b\r\n-", b"-c\r\n", b"--d\r", b"\n", b"-", b"-e --\r\n"]))
+    smtpd.asks(mail())
+    assert smtpd.dashes == [4, 0]
     smtpd.leaves()
 
 

@@ -547,6 +547,24 @@ def test_by_its_header_an_author_is_rejected_and_counted(asked, book):
     assert asked.gateway.journal.counts() == {"rejected": {"blocked sender": 1}}
 
 
+@pytest.mark.parametrize(
+    ("mode", "header", "dashes", "is_rejected"),
+    [
+        ("mark", b"Content-Type: multipart/mixed; boundary=x\n", 20_001, True),
+        ("mark", b"Content-Type:\n MESSAGE/rfc822\n", 20_001, True),
+        ("mark", b"Content-Type: multipart/mixed; boundary=x\n", 20_000, False),
+        ("mark", b"Content-Type: text/plain\n", 10**6, False),
+        ("off", b"Content-Type: multipart/mixed; boundary=x\n", 10**6, False),
+    ],
+)
+def test_more_parts_than_can_be_checked(asked, mode, header, dashes, is_rejected):
+    asked.gateway.config = asked.gateway.config._replace(sender_checks=mode)
+    assert asked.wants_body == (mode != "off")
+    reply = asked.look("a@example.net", [CHANNEL], mail(header + b"From: a@example.net\n\n"), dashes)
+    assert reply.startswith("550 5.6.0 this mail has more than 20000 lines") == is_rejected
+    assert (reply == "") != is_rejected
+
+
 def test_trouble_with_a_header_stops_no_mail(asked, monkeypatch):
     monkeypatch.setattr(policy.admission, "verdict", lambda *_: 1 / 0)
     assert asked.look("a@example.net", [CHANNEL], mail(b"\n")) == ""

@@ -14,7 +14,7 @@ from email_gateway.gateway import Envelope
 from email_gateway.terminal import escaped, readable
 from email_gateway.verdict import Refused
 from mails import mail
-from test_config import rendered
+from test_config import rendered, write_addresses
 
 PACKAGE = Path(cli.__file__).parents[1]
 MESSAGE = b"Subject: \x1b]0;x\x07\r\n\r\n\x9b2J \xe2\x80\xae gr\xc3\xbc\xc3\x9fe\n\ttab \x00 \xff\n"
@@ -49,6 +49,7 @@ def show(gateway, tmp_path):
     gateway.deliver(Envelope(recipient, "\x1b]0;sender\x07@example.org", ""), mail(MESSAGE))
     configuration = tmp_path / "gateway.conf"
     configuration.write_text(rendered(tmp_path))
+    write_addresses(tmp_path)
     [copy] = gateway.journal.copies()
     program = (
         "import sys; sys.path.insert(0, sys.argv[1]); from email_gateway.cli import main; sys.exit(main(sys.argv[2:]))"

@@ -29,6 +29,7 @@ parser.add_argument("--header", action="append", default=[], help="Name: value")
 parser.add_argument("--count", type=int, default=1)
 parser.add_argument("--size", type=int, default=0, help="bytes of the text, in lines of letters")
 parser.add_argument("--binary", action="store_true", help="with --size: text whose base64 has many + and /")
+parser.add_argument("--parts", type=int, default=0, help="of the mail, which is a multipart then")
 parser.add_argument("--raw", default="", help="all of the message, in base64")
 parser.add_argument("--starttls", action="store_true")
 options = parser.parse_args()
@@ -49,6 +50,10 @@ def message(number: int, recipient: str) -> bytes:
         mail["Content-Transfer-Encoding"] = "8bit"
         mail["Content-Type"] = "text/plain; charset=iso-8859-1"
         raw = mail.as_bytes().replace(b"\n", b"\r\n").rstrip() + b"\r\n\r\n" + body[: options.size]
+    elif options.parts:
+        mail["Content-Type"] = "multipart/mixed; boundary=b"
+        parts = f"--b\r\n\r\n{options.text}\r\n" * options.parts
+        raw = mail.as_bytes().replace(b"\n", b"\r\n") + parts.encode() + b"--b--\r\n"
     else:
         mail.set_content(options.text)
         raw = mail.as_bytes().replace(b"\n", b"\r\n")

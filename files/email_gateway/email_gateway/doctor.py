@@ -23,7 +23,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from . import worker_log
+from . import sender_checks, worker_log
 from .client import Client
 from .config import Config
 from .quarantine import alarm
@@ -34,6 +34,8 @@ ZULIP_SECRETS = Path("/etc/zulip/zulip-secrets.conf")
 MAIN_CF = Path("/etc/postfix/main.cf")
 ROOTS_MAIL = Path("/var/mail/root")
 UNITS = Path("/etc/systemd/system")
+# Where rspamd checks senders.
+SENDERS = "/run/zulip-email-gateway-senders/"
 # A mail that has waited this long (seconds) needs somebody to look at it.
 LONG = 3600.0
 # When so many aliases could not be asked for, the others are not either.
@@ -86,7 +88,7 @@ def _system(config: Config) -> Iterator[Finding]:
         yield Finding(False, f"{what}; run playbooks/site.yml")
 
 
-def _postfix(_: Config) -> Iterator[Finding]:
+def _postfix(config: Config) -> Iterator[Finding]:
     done = _run("postfix", "check")
     # That the host has no IPv6 is all right.
     complaints = [line for line in done.stderr.strip().splitlines() if "disabling IPv6" not in line]
@@ -95,6 +97,9 @@ def _postfix(_: Config) -> Iterator[Finding]:
         yield Finding(False, f"postfix check: {what}; run playbooks/site.yml")
     elif _run("postfix", "status").returncode:
         yield Finding(False, "Postfix does not run; look at: systemctl status postfix, journalctl -u 'postfix*'")
+    elif (config.sender_checks != sender_checks.OFF) != (SENDERS in _run("postconf", "-h", "smtpd_milters").stdout):
+        what = f"gateway.conf has sender_checks = {config.sender_checks}, and Postfix is configured otherwise"
+        yield Finding(False, f"{what}; run playbooks/site.yml")
     else:
         yield Finding(True, "Postfix runs, and its configuration is sound")
 

@@ -258,14 +258,20 @@ class Gateway:
         # That DNS did not answer when the mail came: it will not be asked again (see _warned).
         return None if isinstance(verdict, Deferred) else verdict
 
-    def _warned(self, mail: Mail, message: Message, text: Message) -> Message:
-        """The mail with a warning in front of its text, if its sender may be forged; raises OSError, and Unsure
-        where that cannot be done. What Zulip had before has it already."""
+    def _warning(self, mail: Mail, message: Message) -> str:
+        """What to put in front of its text, if its sender may be forged. What Zulip had before has it already."""
         if self.config.sender_checks == sender_checks.OFF or mail.source not in ("postfix", "operator"):
+            return ""
+        return sender_checks.warning(sender_checks.findings(message.header(), authors(message)))
+
+    def _warned(self, mail: Mail, text: Message, line: str) -> Message:
+        """The mail with a line in front of its text; raises OSError, and Unsure where that cannot be done."""
+        try:
+            return marked(text, line, self.spool)
+        except Unsure:
+            if mail.source != "operator":  # who has looked at it
+                raise
             return text
-        found = sender_checks.findings(message.header(), authors(message))
-        line = sender_checks.warning(found)
-        return marked(text, line, self.spool) if line else text
 
     def _to(self, address: Address, mail: Mail, message: Message, end: float) -> Attempt:
         """Hand a mail over, once there is room for it."""
@@ -276,7 +282,12 @@ class Gateway:
         except Trouble as trouble:
             return Attempt(trouble.verdict)
         try:
-            text = self._warned(mail, message, postable(message, self.spool)).without_reserved_fields(self.spool)
+            text = postable(message, self.spool)
+            if line := self._warning(mail, message):
+                text = self._warned(mail, text, line)
+                # It would be all that is left of a mail of nothing but quotations.
+                address = keeping_quotes(address, message) or address
+            text = text.without_reserved_fields(self.spool)
             if self.outcomes.are_known:
                 return self._followed(mail, address, text, unit, end)
             with self.journal.change() as database:
@@ -285,6 +296,8 @@ class Gateway:
             return Attempt(_NO_WARNING, unit)
         except (Trouble, OSError) as error:
             return Attempt(_verdict(error, self.spool), unit)
+        except Exception as error:  # our own bug must not keep the place
+            return Attempt(bug(error), unit)
         return Attempt(self._hand_over(address.text, text), unit)
 
     def _unit(self, address: Address, seconds: float) -> Ticket | None:

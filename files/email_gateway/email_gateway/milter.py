@@ -1,8 +1,8 @@
 """What Postfix shows before it accepts a mail: its header, for each recipient that it has let through.
 
 The milter protocol, as far as that needs it (Postfix's MILTER_README; sendmail's include/libmilter/mfdef.h): each
-packet has its length (4 octets), a command (1) and data. Nothing of a mail is changed here, and its
-body is not asked for. Other milters of the same Postfix have had their say, and are seen in the header.
+packet has its length (4 octets), a command (1) and data. Nothing of a mail is changed here. What milters before
+this one have added stands in the header.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ from .message import Message
 FIRST = b"\0"
 
 # Commands, and answers.
-_OPTIONS, _MAIL, _RECIPIENT, _HEADER, _HEADER_ENDS, _ENDS = b"O", b"M", b"R", b"L", b"N", b"E"
+_OPTIONS, _MAIL, _RECIPIENT, _HEADER, _BODY, _ENDS = b"O", b"M", b"R", b"L", b"B", b"E"
 _ABORTED, _LEAVES = b"A", b"Q"
 _CONTINUE, _REPLY = b"c", b"y"
-# What is not to be sent: the client, HELO, DATA, the body and what is unknown; and what gets no answer.
-_LEFT_OUT = 0x01 | 0x02 | 0x10 | 0x100 | 0x200
-_NOT_ANSWERED = 0x80 | 0x4000 | 0x8000
+# What is not to be sent: the client, HELO, the header's end, DATA, and what is unknown; the body unless it is wanted.
+_LEFT_OUT, _NO_BODY = 0x01 | 0x02 | 0x40 | 0x100 | 0x200, 0x10
+# What gets no answer: the lines of the header, the sender, a recipient, and pieces of the body.
+_NOT_ANSWERED = 0x80 | 0x4000 | 0x8000 | 0x80000
 _VERSION = 6
 # A packet is a line of a header, or less; of a header so much is looked at (octets).
 _MOST, _MOST_OF_HEADER = 2**20, 2**18
@@ -37,11 +38,21 @@ class _Mail:
         self.sender = sender
         self.recipients: list[str] = []
         self.header = bytearray()
+        self.dashes, self._last = 0, b""
+
+    def count(self, piece: bytes) -> None:
+        """Count the lines of the body that begin with two dashes, as those between parts do."""
+        text = self._last + piece
+        self.dashes += text.count(b"\n--")
+        self._last = text[-2:]
 
 
-def converse(connection: socket.socket, decide: Callable[[str, list[str], Message], str]) -> None:
-    """Answer one smtpd until it leaves. decide: is given the sender, the recipients and the header, and says the
-    SMTP reply that rejects the mail, or nothing. Raises OSError, also where no milter's client talks."""
+def converse(
+    connection: socket.socket, decide: Callable[[str, list[str], Message, int], str], wants_body: bool
+) -> None:
+    """Answer one smtpd until it leaves. decide: is given the sender, the recipients, the header and the number
+    of lines that begin with two dashes, and says the SMTP reply that rejects the mail, or nothing. Raises OSError,
+    also where no milter's client talks."""
     mail = _Mail()
     with connection.makefile("rb") as stream:
         while True:
@@ -49,7 +60,7 @@ def converse(connection: socket.socket, decide: Callable[[str, list[str], Messag
             if command in (b"", _LEAVES):
                 return
             if command == _OPTIONS:
-                connection.sendall(_answer(_OPTIONS, _agreed(data)))
+                connection.sendall(_answer(_OPTIONS, _agreed(data, 0 if wants_body else _NO_BODY)))
             elif command == _MAIL:
                 mail = _Mail(_address(data))
             elif command == _RECIPIENT and len(mail.recipients) < _MOST_RECIPIENTS:
@@ -57,17 +68,22 @@ def converse(connection: socket.socket, decide: Callable[[str, list[str], Messag
             elif command == _HEADER and len(mail.header) < _MOST_OF_HEADER:
                 name, _, value = data.partition(b"\0")
                 mail.header += name + b": " + value.rstrip(b"\0") + b"\n"
-            elif command == _HEADER_ENDS:
-                with tempfile.TemporaryFile() as file:
-                    file.write(mail.header + b"\n")
-                    file.flush()
-                    reply = decide(mail.sender, mail.recipients, Message(file)).encode("ascii", "replace")
-                # A per cent sign is written twice.
-                connection.sendall(_answer(_REPLY, reply.replace(b"%", b"%%") + b"\0") if reply else _answer(_CONTINUE))
+            elif command == _BODY:
+                mail.count(data)
             elif command == _ENDS:
-                connection.sendall(_answer(_CONTINUE))
+                connection.sendall(_decided(mail, decide))
             elif command == _ABORTED:
                 mail = _Mail()
+
+
+def _decided(mail: _Mail, decide: Callable[[str, list[str], Message, int], str]) -> bytes:
+    with tempfile.TemporaryFile() as file:
+        file.write(mail.header + b"\n")
+        file.flush()
+        reply = decide(mail.sender, mail.recipients, Message(file), mail.dashes)
+    # A per cent sign is written twice.
+    text = reply.encode("ascii", "replace").replace(b"%", b"%%")
+    return _answer(_REPLY, text + b"\0") if reply else _answer(_CONTINUE)
 
 
 def _packet(length: bytes, read: Callable[[int], bytes]) -> tuple[bytes, bytes]:
@@ -85,12 +101,12 @@ def _answer(command: bytes, data: bytes = b"") -> bytes:
     return struct.pack(">I", 1 + len(data)) + command + data
 
 
-def _agreed(offered: bytes) -> bytes:
+def _agreed(offered: bytes, body: int) -> bytes:
     """Version, what is done to mail (nothing), and what is not to be sent or gets no answer."""
     if len(offered) < 12:
         raise OSError("not a milter's packet")
     version, _, protocol = struct.unpack(">III", offered[:12])
-    wanted = _LEFT_OUT | _NOT_ANSWERED
+    wanted = _LEFT_OUT | _NOT_ANSWERED | body
     if protocol & wanted != wanted:
         raise OSError("this milter needs a later Postfix")
     return struct.pack(">III", min(version, _VERSION), 0, wanted)

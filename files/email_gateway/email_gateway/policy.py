@@ -8,6 +8,7 @@ what becomes of it.
 
 from __future__ import annotations
 
+import re
 import socket
 import time
 from collections import Counter, deque
@@ -18,7 +19,7 @@ from functools import partial
 from threading import Lock
 from typing import NamedTuple
 
-from . import admission
+from . import admission, sender_checks
 from .address_book import SendsOnly, stale
 from .addresses import NotAGatewayAddress, OtherPattern
 from .gateway import Gateway
@@ -34,6 +35,10 @@ _MAX_REQUEST = 2**16
 # all. It lies in root's mailbox, which is to have room; nobody alone may keep others from it.
 _MOST_BYTES = 100 * 2**10
 _OF_ONE, _OF_ALL = ((5, 3600.0), (20, 86400.0)), (200, 86400.0)
+
+# No honest mail has so many lines that begin with two dashes, and parts.
+_MOST_DASHES = 20_000
+_HAS_PARTS = re.compile(rb"(?i)multipart|message/")
 
 # What a client is told to come back for.
 _LATER = (TOO_MANY, UNKNOWN_ADDRESS)
@@ -102,13 +107,24 @@ class Policy:
                 mail = Coming(request.get("instance", ""))
             connection.sendall(f"action={self._action(request, mail)}\n\n".encode("ascii", "replace"))
 
-    def look(self, sender: str, recipients: list[str], header: Message) -> str:
+    @property
+    def wants_body(self) -> bool:
+        """True if `look` has to know how many lines of a mail begin with two dashes."""
+        with suppress(Trouble):
+            return self._gateway().config.sender_checks != sender_checks.OFF
+        return False
+
+    def look(self, sender: str, recipients: list[str], header: Message, dashes: int = 0) -> str:
         """The SMTP reply to a mail whose header this is, if it may not go to one of its recipients; else nothing.
         It goes to none of them then: the alternative is a bounce, to a sender who may be forged."""
-        return self._reply(partial(self._refusal, sender, recipients, header))
+        return self._reply(partial(self._refusal, sender, recipients, header, dashes))
 
-    def _refusal(self, sender: str, recipients: list[str], header: Message) -> Rejection | None:
+    def _refusal(self, sender: str, recipients: list[str], header: Message, dashes: int) -> Rejection | None:
         config = self._gateway().config
+        # rspamd takes 40 microseconds and 8 KiB for each part: this is asked before it as well.
+        if dashes > _MOST_DASHES and config.sender_checks != sender_checks.OFF and _HAS_PARTS.search(header.header()):
+            text = f"this mail has more than {_MOST_DASHES} lines that may begin a part; its sender cannot be checked"
+            return Rejection(550, "5.6.0", "sender check", text)
         for recipient in recipients:
             try:
                 verdict = admission.verdict(config, recipient, sender, header)

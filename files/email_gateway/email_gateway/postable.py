@@ -5,7 +5,7 @@ text/html part for the text, and drops a mail that has neither, or nothing in th
 uploads a part only if that has a file name and is no message/rfc822, which Python's email
 package gives no bytes for. So a mail without text gets some here, and its other parts get
 names; an attached message becomes a file. In doubt a mail is left as it is, and so is all
-that is signed: nothing within a multipart/signed is ever touched.
+that is signed: nothing within a multipart/signed is touched here.
 
 Places are as in mime_structure.
 """

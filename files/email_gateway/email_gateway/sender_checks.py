@@ -25,8 +25,8 @@ _LATER = "DNS does not say whether this mail's sender may use {}; please try aga
 
 
 class Findings(NamedTuple):
-    """dmarc: pass, none, permerror, temperror, or fail- with the domain's policy behind it (none, quarantine,
-    reject); spf: as in RFC 7208; domain: of the author (From); each empty if it is not known."""
+    """dmarc: pass, none, permerror, temperror, unclear (whose mail it is), or fail- with the domain's policy behind
+    it (none, quarantine, reject); spf: as in RFC 7208; domain: of the author (From); each empty if it is not known."""
 
     dmarc: str = ""
     spf: str = ""
@@ -52,7 +52,10 @@ def findings(header: bytes, authors: list[str]) -> Findings | None:
     found = Findings(**dict(_WORD.findall(field[1].decode("ascii", "replace"))))
     if found.dmarc == "local":
         return None
-    return found if len(authors) == 1 and authors[0] else found._replace(dmarc="fail-reject", domain="")
+    domain = authors[0].rpartition("@")[2].lower() if authors else ""
+    is_same = not domain.isascii() or found.domain in ("", domain)  # for others rspamd has the form in ASCII
+    is_clear = len(authors) == 1 and domain and is_same and found.dmarc != "unclear"
+    return found if is_clear else found._replace(dmarc="fail-reject", domain="")
 
 
 def verdict(mode: str, found: Findings | None, is_reply: bool) -> Refused | Deferred | None:

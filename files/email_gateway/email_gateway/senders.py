@@ -17,6 +17,7 @@ from .message import Message
 # An author's field is short (characters). What is longer is made to confuse.
 _MOST = 2000
 _QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"|\((?:[^()\\]|\\.)*\)|\\.', re.DOTALL)
+_FROM = re.compile(rb"(?im)^From[ \t]*:")
 _ENTRY = re.compile(r"[^\s@<>,;]*@[^\s@<>,;]+")
 
 
@@ -39,8 +40,10 @@ def authors(message: Message) -> list[str]:
     clearly who has written the mail."""
     header = email.parser.BytesHeaderParser(policy=email.policy.compat32).parsebytes(message.header())
     fields = [str(field) for field in header.get_all("From", [])]
+    # Others, unlike Python, know the field by "From :" as well.
+    number = len(_FROM.findall(message.header()))
     field = ",".join(fields)[:_MOST]
     found = [address for _, address in email.utils.getaddresses([field]) if address]
     # What others may read differently has an @ that is no address's.
-    is_clear = len(fields) == 1 and len(field) < _MOST and len(found) == _QUOTED.sub("", field).count("@")
+    is_clear = number == len(fields) == 1 and len(field) < _MOST and len(found) == _QUOTED.sub("", field).count("@")
     return found if found and is_clear else [*found, ""]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import email
 import subprocess
+import time
 
 import dkim
 import pytest
@@ -130,6 +131,18 @@ def test_results_that_come_with_a_mail_count_for_nothing(mx, subject):
     assert others == "other.example; spf=pass"
     [field] = mail.get_all("X-Zulip-Email-Gateway-Sender")
     assert set(field.split()) == {"dmarc=fail-none", "spf=fail", "domain=none.example"}
+
+
+def test_a_mail_of_very_many_parts_costs_nothing(mx, subject):
+    """rspamd would take 16 seconds and 3 GiB for it."""
+    pid = mx.sh("systemctl show -P MainPID zulip-email-gateway-senders")
+    for number, is_taken in ((21_000, False), (5_000, True)):
+        began = time.monotonic()
+        answer = mx.send(mx.address(), subject=subject, sender="user@passes.example", parts=number)
+        assert (answer["accepted"] == 1) == is_taken and time.monotonic() - began < 10
+        assert is_taken or "more than 20000 lines that may begin a part" in answer["refused"][0][2]
+    mx.wait_for(subject)
+    assert mx.sh("systemctl show -P MainPID zulip-email-gateway-senders") == pid
 
 
 def test_unchecked_mail_is_not_taken(mx, subject):

@@ -119,6 +119,7 @@ SENDER = re.compile(r"[^\s@<>,;]*@[^\s@<>,;]+")
 MAILNAME = re.compile(r"([a-z0-9]([a-z0-9-]*[a-z0-9])?\.)+[a-z]([a-z0-9-]*[a-z0-9])?")
 FIELDS = {"to", "senders", "options", "as"}
 CHANNELS = "channels"
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 # The first release whose addresses post as a given bot, and the first that tells a channel's address at all.
 POSTS_AS, TELLS = 10, 8
 # Zulip allows 200 requests a minute: who makes more is told to wait (seconds).
@@ -178,6 +179,11 @@ class Zulip:
         if not self._where.hostname:
             raise Unfit(
                 f"{what} needs Zulip's API; set email_gateway_zulip_api_url, for example https://chat.example.com"
+            )
+        if self._where.scheme == "http" and self._where.hostname not in LOOPBACK:
+            raise Unfit(
+                f"email_gateway_zulip_api_url is {self._where.geturl()}, by which the API key would be sent in the "
+                "clear; write https://"
             )
         if self.is_older_than(TELLS):
             raise Unfit(f"{what}: Zulip {self._version} does not tell channels' addresses; write the address itself")
@@ -292,6 +298,8 @@ def check_name(name: str, what: str, sends_from: Iterable[str], pattern: Pattern
     """Whether an alias can have that name; raises Unfit."""
     if not NAME.fullmatch(name):
         raise Unfit(f"{what} is no local part of an address; write letters, digits, '-', '_' and '.', as in support")
+    if name in ("true", "false"):
+        raise Unfit(f'{what} is what YAML makes of yes, no, on or off; write the name in quotes, as in "on"')
     if re.search(TOKEN, name):
         raise Unfit(f"{what} looks like one of Zulip's own addresses; give the alias another name")
     own = [address.lower().partition("@")[0].split("{")[0].rstrip("-+.") for address in sends_from]
@@ -416,7 +424,10 @@ def zulip_addresses(options: dict[str, Any], zulip: Zulip) -> dict[str, Any]:
             raise Unfit(f"{what} is {json.dumps(entries)}; write a list of senders")
         listed_here = listed(what, [str(entry) for entry in entries])
         with perhaps_later():
-            senders[token_in(target(Alias(what, channel, channel), zulip, pattern))] = listed_here
+            token = token_in(target(Alias(what, channel, channel), zulip, pattern))
+            if token in senders:
+                raise Unfit(f"{what} is a channel that has a list already; write one list for it")
+            senders[token] = listed_here
     return {
         "addresses": {
             "former": [former_pattern(text, pattern) for text in options["former"]],

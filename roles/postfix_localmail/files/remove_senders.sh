@@ -21,4 +21,5 @@ while [ "$again" = yes ]; do
   done
 done
 if grep -qsx rspamd "$noted"; then systemctl --quiet unmask rspamd.service; fi
-rm -f "$noted" /etc/zulip-email-gateway-senders.conf
+rm -f /etc/zulip-email-gateway-senders.conf
+rm -f "$noted"
