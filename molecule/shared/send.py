@@ -51,9 +51,9 @@ def message(number: int, recipient: str) -> bytes:
         mail["Content-Type"] = "text/plain; charset=iso-8859-1"
         raw = mail.as_bytes().replace(b"\n", b"\r\n").rstrip() + b"\r\n\r\n" + body[: options.size]
     elif options.parts:
-        mail["Content-Type"] = "multipart/mixed; boundary=b"
+        kind = b"Content-Type: multipart/mixed; boundary=b\r\n"
         parts = f"--b\r\n\r\n{options.text}\r\n" * options.parts
-        raw = mail.as_bytes().replace(b"\n", b"\r\n") + parts.encode() + b"--b--\r\n"
+        raw = kind + mail.as_bytes().replace(b"\n", b"\r\n") + parts.encode() + b"--b--\r\n"
     else:
         mail.set_content(options.text)
         raw = mail.as_bytes().replace(b"\n", b"\r\n")
