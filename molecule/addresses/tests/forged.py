@@ -103,8 +103,9 @@ def test_where_dns_does_not_answer_mail_comes_later(mx, subject):
 
 def test_two_authors_are_none(mx, subject):
     """DMARC says nothing of such a mail."""
-    for author in ("user@passes.example, user@reject.example", "user@passes.example\r\nFrom: user@reject.example"):
-        raw = base64.b64encode(f"From: {author}\r\nSubject: {subject}\r\n\r\nHello\r\n".encode()).decode()
+    both = ("user@passes.example", "user@reject.example")
+    for author in ("From: {}, {}", "From: {}\r\nFrom: {}", "From : {}\r\nFrom: {}", "from:\r\n {}\r\nFROM: {}"):
+        raw = base64.b64encode(f"{author.format(*both)}\r\nSubject: {subject}\r\n\r\nHello\r\n".encode()).decode()
         [[_, code, text]] = forged(mx, "passes.example", mx.address(), "", raw=raw)["refused"]
         assert (code, text) == (550, REJECTED.format("its domain"))
 
