@@ -107,7 +107,8 @@ def test_two_authors_are_none(mx, subject):
     for author in ("From: {}, {}", "From: {}\r\nFrom: {}", "From : {}\r\nFrom: {}", "from:\r\n {}\r\nFROM: {}"):
         raw = base64.b64encode(f"{author.format(*both)}\r\nSubject: {subject}\r\n\r\nHello\r\n".encode()).decode()
         [[_, code, text]] = forged(mx, "passes.example", mx.address(), "", raw=raw)["refused"]
-        assert (code, text) == (550, REJECTED.format("its domain"))
+        # Postfix makes another field of "From :" on the first line.
+        assert (code, text) == (550, REJECTED.format("reject.example" if "From :" in author else "its domain"))
 
 
 def test_results_that_come_with_a_mail_count_for_nothing(mx, subject):
