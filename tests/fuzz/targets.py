@@ -20,7 +20,17 @@ from pathlib import Path
 from typing import Any
 
 import zulip_info
-from email_gateway import address_book, addresses, backend_http, policy, service, submission, verdict, worker_log
+from email_gateway import (
+    address_book,
+    addresses,
+    backend_http,
+    milter,
+    policy,
+    service,
+    submission,
+    verdict,
+    worker_log,
+)
 from email_gateway.address_book import AddressBook
 from email_gateway.backend_http import HttpBackend
 from email_gateway.backend_smtp import SmtpBackend
@@ -31,6 +41,8 @@ from email_gateway.gateway import Gateway
 from email_gateway.header_repair import NeverAccepted, enterable
 from email_gateway.imap_session import ImapSession
 from email_gateway.journal import Journal
+from email_gateway.mail_parts import Unsure
+from email_gateway.marked import marked
 from email_gateway.message import Message
 from email_gateway.postable import postable
 from email_gateway.recipient_field import find_recipients
@@ -206,6 +218,32 @@ def a_mail(data: bytes) -> None:
         assert max(map(len, lines)) <= 998 and not any(b"\n" in line or b"\r" in line for line in lines)
 
 
+def a_marked_mail(data: bytes) -> None:
+    """Whatever Zulip takes for the text begins with the line."""
+    try:
+        made = text(marked(mail(data), "It is forged", FOLDER / "spool"))
+    except Unsure:
+        return
+    first: dict[str, str] = {}
+    for part in email.message_from_bytes(made, policy=email.policy.default).walk():
+        kind = part.get_content_type()
+        if kind in ("text/plain", "text/html") and kind not in first:
+            payload = part.get_payload(decode=True)
+            assert isinstance(payload, bytes)
+            first[kind] = payload.decode(part.get_content_charset("us-ascii"), "ignore").strip()
+    lines = {"text/plain": "**It is forged**", "text/html": "<p><b>It is forged</b></p>"}
+    assert any(first.values())
+    assert all(seen.startswith(lines[kind]) for kind, seen in first.items() if seen), first
+
+
+def a_milter_client(data: bytes) -> None:
+    """Every answer is one of the protocol's, and rejects by what smtpd knows."""
+    asked = policy.Policy(lambda: GATEWAY, lambda work: work() is None, lambda _: None)
+    said = conversation(lambda connection: milter.converse(connection, asked.look, wants_body=True), data)
+    answer = rb"\x00\x00\x00(\x0dO.{12}|\x01c|.y(550|450) [45](\.\d{1,3}){2} [\x20-\x7e]+\x00)"
+    assert re.fullmatch(rb"(%s)*" % answer, said, re.DOTALL), said
+
+
 def _bodies(data: bytes) -> list[bytes]:
     """Words that a mail cannot lose: not in what describes a part, which an attached mail gets anew."""
     body = data.replace(b"\r\n", b"\n").partition(b"\n\n")[2]
@@ -287,6 +325,17 @@ TARGETS: dict[str, Target] = {
     function.__name__: function
     for function in (
         *(an_address, a_policy_request, a_client_request, a_service_answer, an_http_answer, an_http_server),
-        *(an_smtp_server, a_log, failed_mail, an_imap_header, an_imap_server, a_mail, zulips_settings, zulips_conf),
+        *(
+            a_marked_mail,
+            a_milter_client,
+            an_smtp_server,
+            a_log,
+            failed_mail,
+            an_imap_header,
+            an_imap_server,
+            a_mail,
+            zulips_settings,
+            zulips_conf,
+        ),
     )
 }
