@@ -507,7 +507,7 @@ def checked(dmarc: str, body: bytes = b"Hello", domain: bytes = b"example.net") 
     return mail(field + b"From: a@example.net\n\n" + body)
 
 
-@pytest.mark.parametrize("source", ["postfix", "operator"])
+@pytest.mark.parametrize("source", ["postfix", "operator", "zulip"])
 @pytest.mark.parametrize("mode", ["off", "mark", "enforce"])
 def test_a_forged_sender_is_warned_of(gateway, mode, source):
     gateway.config = gateway.config._replace(sender_checks=mode)

@@ -259,8 +259,8 @@ class Gateway:
         return None if isinstance(verdict, Deferred) else verdict
 
     def _warning(self, mail: Mail, message: Message) -> str:
-        """What to put in front of its text, if its sender may be forged. What Zulip had before has it already."""
-        if self.config.sender_checks == sender_checks.OFF or mail.source not in ("postfix", "operator"):
+        """What to put in front of its text, if its sender may be forged. An inbox's provider has checked him."""
+        if self.config.sender_checks == sender_checks.OFF or mail.source == "inbox":
             return ""
         return sender_checks.warning(sender_checks.findings(message.header(), authors(message)))
 
@@ -269,9 +269,9 @@ class Gateway:
         try:
             return marked(text, line, self.spool)
         except Unsure:
-            if mail.source != "operator":  # who has looked at it
+            if mail.source == "postfix":
                 raise
-            return text
+            return text  # an operator has looked at it, or Zulip had it before
 
     def _to(self, address: Address, mail: Mail, message: Message, end: float) -> Attempt:
         """Hand a mail over, once there is room for it."""
