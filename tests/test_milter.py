@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import struct
 import threading
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -52,6 +53,9 @@ class Smtpd:
 
     def asks(self, text: bytes) -> tuple[bytes, bytes]:
         self.end.sendall(text)
+        return self.answer()
+
+    def answer(self) -> tuple[bytes, bytes]:
         length = struct.unpack(">I", self.end.recv(4, socket.MSG_WAITALL))[0]
         answer = self.end.recv(length, socket.MSG_WAITALL)
         return answer[:1], answer[1:]
@@ -100,6 +104,18 @@ def test_of_a_header_without_end_the_beginning_is_looked_at():
     fields = ((b"From", b"a@b"), *((b"X", b"x" * 100_000) for _ in range(100)))
     assert smtpd.asks(mail(header=fields)) == (b"c", b"")
     assert smtpd.seen[0][2].startswith(b"From: a@b\n") and len(smtpd.seen[0][2]) < 400_000
+    smtpd.leaves()
+
+
+def test_a_header_of_very_many_fields_is_not_read_to_its_end():
+    smtpd = Smtpd()
+    smtpd.asks(packet(b"O", OFFER))
+    smtpd.end.sendall(mail(header=[(b"A", b"")] * 10_000))
+    assert smtpd.answer() == (b"c", b"")
+    with suppress(OSError):
+        smtpd.end.sendall(mail(header=[(b"A", b"")] * 100_000))
+    smtpd.thread.join(5)
+    assert smtpd.error is not None and len(smtpd.seen) == 1
     smtpd.leaves()
 
 

@@ -29,6 +29,8 @@ _VERSION = 6
 # A packet is a line of a header, or less; of a header so much is looked at (octets).
 _MOST, _MOST_OF_HEADER = 2**20, 2**18
 _MOST_RECIPIENTS = 10_000
+# A mail that has more fields is made to keep us busy. What is not answered Postfix decides by itself.
+_MOST_FIELDS = 10_000
 
 
 class _Mail:
@@ -37,7 +39,7 @@ class _Mail:
     def __init__(self, sender: str = "") -> None:
         self.sender = sender
         self.recipients: list[str] = []
-        self.header = bytearray()
+        self.header, self.fields = bytearray(), 0
         self.dashes, self._last = 0, b""
 
     def count(self, piece: bytes) -> None:
@@ -65,9 +67,13 @@ def converse(
                 mail = _Mail(_address(data))
             elif command == _RECIPIENT and len(mail.recipients) < _MOST_RECIPIENTS:
                 mail.recipients.append(_address(data))
-            elif command == _HEADER and len(mail.header) < _MOST_OF_HEADER:
-                name, _, value = data.partition(b"\0")
-                mail.header += name + b": " + value.rstrip(b"\0") + b"\n"
+            elif command == _HEADER:
+                mail.fields += 1
+                if mail.fields > _MOST_FIELDS:
+                    raise OSError("a header without end")
+                if len(mail.header) < _MOST_OF_HEADER:
+                    name, _, value = data.partition(b"\0")
+                    mail.header += name + b": " + value.rstrip(b"\0") + b"\n"
             elif command == _BODY:
                 mail.count(data)
             elif command == _ENDS:

@@ -89,6 +89,7 @@ def installed(mx: ZulipHost) -> dict[str, str]:
 
 # The first that fits.
 PERMISSIONS = [
+    (f"{ETC}/addresses.json", "f root:zulip-email-gateway 640"),
     (f"{ETC}/(credential|imap-secret)", "f zulip-email-gateway:zulip-email-gateway 400"),
     (f"{ETC}/zulip-secrets.conf-line", "f root:root 600"),
     (f"{ETC}/.*|{LIB}/.*[.]pyc?|{UNITS}.*|/etc/mailname", "f root:root 644"),

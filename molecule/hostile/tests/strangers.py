@@ -103,7 +103,8 @@ def test_nothing_steers_the_journal_or_a_terminal(mx, subject, text):
 
 
 LINES = {
-    "header lines": "b'A:\\r\\n' * (4_500_000 // PART)",
+    # Of more Postfix makes a file that is too large by itself.
+    "header lines": "b'A:\\r\\n' * (900_000 // PART)",
     "continuations": "b'A: x\\r\\n' + b' x\\r\\n' * (3_600_000 // PART)",
     "newlines": "b'\\r\\n' + b'\\r\\n' * (8_000_000 // PART)",
     "one line": "b'\\r\\n' + b'x' * (16_000_000 // PART)",
