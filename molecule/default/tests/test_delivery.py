@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
+import time
 
 import pytest
 import testhosts
@@ -148,6 +149,18 @@ def test_an_upgrade_of_the_gateway_delays_nothing(mx, subject):
     assert sent > 0 and done[0] > 0 and mx.sh("systemctl show -P MainPID zulip-email-gateway.service") != pid
     assert wait(lambda: len(mx.messages("lunch")) >= replies + sent, 30)
     assert len(mx.messages("lunch")) == replies + sent and mx.sh(deferred) == before
+
+
+def test_a_service_that_hangs_stops_no_mail(mx, subject):
+    """Nobody is asked for the address, and nobody looks at the header."""
+    mx.sh("systemctl kill --signal=STOP zulip-email-gateway.service")
+    try:
+        began = time.monotonic()
+        assert mx.send(mx.address(), subject=subject)["accepted"] == 1
+        assert time.monotonic() - began < 20
+    finally:
+        mx.sh("systemctl kill --signal=CONT zulip-email-gateway.service")
+    mx.wait_for(subject)
 
 
 def test_zulip_was_restarted_once(mx):
