@@ -13,7 +13,8 @@ if ! systemctl --quiet is-active $unit || [ -z "$since" ] || [ -n "$(find $files
   systemctl restart $unit
   echo "$unit started"
 fi
-for _ in $(seq 300); do
+# At its first start it compiles the list of domains, which takes a busy host long.
+for _ in $(seq 1800); do
   if [ -S "$1" ] && systemctl --quiet is-active $unit; then exit; fi
   sleep 0.1
 done
