@@ -75,7 +75,8 @@ def test_an_alias_with_a_user_part(mx, subject):
 def test_senders_are_checked_but_for_the_exceptions(mx, subject):
     """The tests are among these; the scenario addresses has the rest."""
     assert "\nsender_checks = mark\n" in mx.sh("cat /etc/zulip-email-gateway/gateway.conf")
-    mx.sh("systemctl is-active zulip-email-gateway-senders")
+    found = mx.sh("systemctl is-active zulip-email-gateway-senders; systemctl is-enabled zulip-email-gateway-senders")
+    assert found.split() == ["active", "enabled"]
     assert mx.send(f"user+help@{DOMAIN}", subject=subject)["accepted"] == 1
     assert "Warning" not in mx.wait_for(subject)[0]["content"]
 
