@@ -93,3 +93,16 @@ def test_the_example_inventory_sets_what_there_is():
     assert {"zulip_puppet_classes", "email_gateway_mailname", "email_gateway_login"} <= names
     (host,) = yaml.safe_load((PROJECT / "inventory/example/hosts.yml").read_text())["zulip"]["hosts"]
     assert host == "zulip.example.com"
+
+
+UNITS = sorted(PROJECT.glob("roles/*/templates/etc/systemd/system/*.j2"))
+
+
+@pytest.mark.parametrize(
+    "unit", [path for path in UNITS if path.name.endswith(".service.j2")], ids=lambda path: path.name
+)
+def test_every_service_starts_at_boot_or_by_another_unit(unit):
+    others = "".join(path.read_text() for path in UNITS if path != unit)
+    stem, name = unit.name.removesuffix(".service.j2"), unit.name.removesuffix(".j2")
+    is_started = any((unit.parent / f"{stem}{kind}.j2").exists() for kind in (".timer", ".socket", ".path"))
+    assert "\n[Install]\n" in unit.read_text() or is_started or f"Unit={name}" in others
