@@ -22,8 +22,6 @@ NOBODY_READS = Refused(
     "Zulip only sends from this address, and nobody reads what comes to it. To answer a notification, answer in Zulip "
     "itself, or to a notification whose sender is a reply address (mm...)",
 )
-
-
 _NOT_KNOWN = (UNKNOWN_ADDRESS, "5.1.1")
 
 

@@ -26,10 +26,10 @@ def verdict(config: Config, recipient: str, sender: str | None, message: Message
         if is_automatic_reply(message, sender or "", sender is not None):
             return Delivered("a bounce or an automatic reply to Zulip's own sender address", DROPPED)
         return NOBODY_READS
-    return not_listed(config, address, sender, message) or not_proven(config, address, sender, message)
+    return _not_listed(config, address, sender, message) or _not_proven(config, address, sender, message)
 
 
-def not_listed(config: Config, address: Address, sender: str | None, message: Message) -> Refused | None:
+def _not_listed(config: Config, address: Address, sender: str | None, message: Message) -> Refused | None:
     """Why its senders may not write to an address."""
     if not config.addresses.is_restricted(address):
         return None
@@ -37,7 +37,7 @@ def not_listed(config: Config, address: Address, sender: str | None, message: Me
     return config.addresses.not_allowed(address, [*envelope, *authors(message)])
 
 
-def not_proven(config: Config, address: Address, sender: str | None, message: Message) -> Refused | Deferred | None:
+def _not_proven(config: Config, address: Address, sender: str | None, message: Message) -> Refused | Deferred | None:
     """Why its author is not who he claims to be. A mail without an envelope was not checked."""
     if sender is None:
         return None
