@@ -237,17 +237,31 @@ def test_a_containers_port_25_that_nobody_listens_at(mx, start):
 # --- Port 25 as seen from the controller
 
 
-def listen(mx: ZulipHost) -> None:
-    """Have another mail server answer one connection."""
-    script = "import socket; s = socket.create_server(('', 25)); s.accept()[0].sendall(b'220 x\\r\\n')"
-    subprocess.Popen((*testhosts.inside(f"{mx.prefix}-outside"), "timeout", "60", "python3", "-c", script))
+ANOTHER = """
+import select, socket, sys
+server = socket.create_server(("", 25))
+print("listens", flush=True)
+while sys.stdin not in select.select([server, sys.stdin], [], [])[0]:
+    server.accept()[0].sendall(b"220 outside.example.com ESMTP\\r\\n")
+"""
+
+
+@contextmanager
+def another_mail_server(mx: ZulipHost) -> Iterator[str]:
+    """The address of another mail server that the controller reaches."""
+    name = f"{mx.prefix}-outside"
+    command = (*testhosts.inside(name), "python3", "-c", ANOTHER)
+    # It ends with its input, which is closed here.
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout and server.stdout.readline() == "listens\n"
+        yield testhosts.address(name)
 
 
 def test_a_controller_that_reaches_no_port_25(mx):
-    listen(mx)
     with having(mx, "iptables -A INPUT -i eth0 -p tcp --dport 25 -m ttl --ttl-lt 200 -j DROP", "iptables -F INPUT"):
         nobody = doctor(mx, doctor_other_mail_server="192.0.2.1")
-        somebody = doctor(mx, doctor_other_mail_server=testhosts.address(f"{mx.prefix}-outside"))
+        with another_mail_server(mx) as other:
+            somebody = doctor(mx, doctor_other_mail_server=other)
     words = "warn   port 25 of mx43.example.com cannot be checked from here: this machine reaches no port 25 at all"
     assert words in nobody and "Everything is right" in nobody
     assert "WRONG  port 25 of mx43.example.com cannot be reached from here (nobody answers)" in somebody
@@ -260,8 +274,8 @@ def test_a_port_25_that_refuses(mx):
         "iptables -F INPUT",
     ):
         nobody = doctor(mx, doctor_other_mail_server="192.0.2.1")
-        listen(mx)
-        told = doctor(mx, doctor_other_mail_server=testhosts.address(f"{mx.prefix}-outside"))
+        with another_mail_server(mx) as other:
+            told = doctor(mx, doctor_other_mail_server=other)
     assert "warn   port 25 of mx43.example.com cannot be checked from here" in nobody  # a provider may refuse, too
     assert "WRONG  port 25 of mx43.example.com cannot be reached from here ([Errno 111] Connection refused)" in told
 
