@@ -123,17 +123,21 @@ def usual(_set_up) -> float:
     return refused(ZulipHost("servers", "mx43"), email_gateway_mailname="nowhere.example.com")[1]
 
 
-def test_dead_dns_on_the_controller_is_told_within_15_seconds(mx, usual):
+# Dead DNS may cost so much more (seconds): with the four that a calm machine needs anyway, less than fifteen.
+WAITED = 10
+
+
+def test_dead_dns_on_the_controller_is_told_soon(mx, usual):
     text, seconds = refused(mx, email_gateway_dns_servers=["127.0.0.1:9", "[::1]:9"])
     assert "Where mail for mx43.mail.example.com goes is not known" in text and "[::1]:9" in text
-    assert seconds < 13 + 2 * usual, usual
+    assert seconds - usual < WAITED, (seconds, usual)
 
 
-def test_dead_dns_on_the_host_is_told_within_15_seconds(mx, usual):
+def test_dead_dns_on_the_host_is_told_soon(mx, usual):
     with having(mx, f"cp {RESOLV} /root/; echo nameserver 192.0.2.1 > {RESOLV}", f"cat /root/resolv.conf > {RESOLV}"):
         text, seconds = refused(mx)
     assert "The name servers of mx43.example.com (/etc/resolv.conf there) have not answered within 4 seconds" in text
-    assert seconds < 13 + 2 * usual, usual
+    assert seconds - usual < WAITED, (seconds, usual)
 
 
 # --- Firewalls
