@@ -50,7 +50,10 @@ def limits(mx: ZulipHost, windows: str, zulip: str = "") -> None:
         python3 -c "import sqlite3; d = sqlite3.connect('/var/lib/zulip-standin/zulip.sqlite');
 [d.execute('DELETE FROM ' + t) for t in ('limiter', 'queue', 'message', 'dropped', 'taken')]; d.commit()"
         {set_in_zulip("RATE_LIMITING_MIRROR_REALM_RULES", rules)}
-        systemctl start zulip-worker zulip-email-gateway.service
+        systemctl start zulip-worker
+        # Without a log the service does not know what Zulip has counted, and waits for an hour.
+        for i in $(seq 100); do test -e /var/log/zulip/workers.log && break; sleep 0.1; done
+        systemctl start zulip-email-gateway.service
         for i in $(seq 100); do zulip-email-gateway check >/dev/null && break; sleep 0.2; done
         """
     )
