@@ -54,7 +54,12 @@ demo: packages
 demo-down:
 	@$(PYTHON) molecule/shared/testhosts.py down zeg-demo
 
-check: .cache/venv
+# Of Prometheus nothing but the tool that checks rules. (A Debian package: everything else of it would run here.)
+.cache/promtool: | .cache
+	@cd .cache && { apt-get download -qq prometheus 2>/dev/null || { apt-get update -qq && apt-get download -qq prometheus; }; } \
+	&& dpkg -x prometheus_*.deb promtool.d && mv promtool.d/usr/bin/promtool . && rm -r prometheus_*.deb promtool.d
+
+check: .cache/venv .cache/promtool
 	@yamllint --strict .
 	@ansible-lint --offline --profile production --strict -q
 	@ruff check . && ruff format --check .

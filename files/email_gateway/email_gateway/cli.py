@@ -60,7 +60,9 @@ def _parser() -> argparse.ArgumentParser:
 
     commands.add_parser("doctor", help="is everything right on this host? changes nothing; run it as root")
     status = commands.add_parser("status", help="what was delivered, deferred and refused, and what the limits allow")
-    status.add_argument("--json", action="store_true", help="for programs")
+    form = status.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="for programs")
+    form.add_argument("--prometheus", action="store_true", help="for Prometheus, in its text format")
 
     quarantine = commands.add_parser("quarantine", help="copies of refused mail")
     actions = quarantine.add_subparsers(dest="action", required=True, metavar="ACTION")
@@ -104,7 +106,7 @@ def main(arguments: list[str] | None = None) -> int:
         if options.command == "check":
             return _say(service.ask("check"))
         if options.command == "status":
-            return _status(settings, options.json)
+            return _status(settings, options)
         return _quarantine(settings, service, options)
     except Trouble as trouble:
         _print(f"zulip-email-gateway: {trouble}", to=sys.stderr)
@@ -203,11 +205,14 @@ def _with_packages() -> None:
     site.main()
 
 
-def _status(settings: config.Config, as_json: bool) -> int:
-    from . import status
+def _status(settings: config.Config, options: argparse.Namespace) -> int:
+    from . import metrics, status
 
     facts = status.collect(settings)
-    _print(json.dumps(facts, indent=2) if as_json else status.render(facts, settings.logs))
+    if options.prometheus:
+        print(redact(metrics.render(facts)), end="")
+    else:
+        _print(json.dumps(facts, indent=2) if options.json else status.render(facts, settings.logs))
     return 0
 
 

@@ -26,7 +26,7 @@ from .backend import Backend, open_backend
 from .backlog import STALE, Backlog
 from .config import Config
 from .forgery import forged
-from .journal import Flight, Journal, Mail, Ticket, address_of, key_of
+from .journal import REPLIES, Flight, Journal, Mail, Ticket, address_of, key_of
 from .mail_parts import Unsure
 from .marked import marked
 from .message import Message
@@ -36,8 +36,10 @@ from .postable import postable
 from .quarantine import Quarantine
 from .senders import authors
 from .verdict import (
+    ACCEPTED,
     DROPPED,
     NO_TEXT,
+    POSTED,
     STOPPING,
     UNKNOWN_ADDRESS,
     WAITING,
@@ -361,6 +363,13 @@ class Gateway:
         is_stopping = self.stopping.is_set if mail.source != "operator" else lambda: False
         return self._outcome(flight, is_stopping) if is_with_zulip else Attempt(verdict, unit, flight)
 
+    def _count_posted(self, database: sqlite3.Connection, mail: Mail, flight: Flight | None) -> None:
+        address = self._address_of(mail.recipient)
+        is_reply = self.config.addresses.token_of(mail.recipient).startswith("mm")
+        channel = REPLIES if is_reply else flight.text if flight else self.journal.place(address)
+        at = (flight.at if flight else None) or time.time()
+        self.journal.add_posted(database, mail.key, address, mail.queue_id, channel, at)
+
     def _hand_over(self, recipient: str, text: Message) -> Verdict:
         try:
             return self.backend().hand_over(recipient, text, self.spool)
@@ -409,6 +418,8 @@ class Gateway:
             self.journal.finish(database, mail, verdict, copy, lost=verdict.cause == WAITING)
             self.pace.close(database, attempt.unit, verdict, attempt.is_told)
             self._learn(database, mail.recipient, verdict)
+            if isinstance(verdict, Delivered) and verdict.cause in (POSTED, ACCEPTED):
+                self._count_posted(database, mail, flight)
             if mail.source == "postfix":
                 is_final = not isinstance(verdict, Deferred)
                 self.journal.dequeue(database, self._address_of(mail.recipient), mail.queue_id, is_final, STALE)

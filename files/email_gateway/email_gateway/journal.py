@@ -41,8 +41,12 @@ UNDELIVERABLE = "undeliverable@gateway.invalid"
 KEPT = 14 * 86400
 # Zulip writes a mail that it failed with into its file at once (seconds, with much to spare).
 _EXPECTED = 3600
-# Counts by the hour are forgotten after this time (seconds).
+# Counts are kept by the hour for this time (seconds), and then only their sum, as hour 0.
 _COUNTED = 90 * 86400
+# From acceptance to posted: up to so many seconds.
+BOUNDS = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0, 14400.0, 86400.0, float("inf"))
+# What replies are counted as, which have no channel, and mail whose channel Zulip has not told.
+REPLIES, NO_CHANNEL = "(replies)", "(not known)"
 
 # mail: source is postfix, inbox, zulip (a mail that failed there: queue_id is then what it is
 # known by) or operator; recipient is shortened unless there is a copy to deliver again; copy
@@ -50,7 +54,8 @@ _COUNTED = 90 * 86400
 # unit: a place in Zulip's rate limit, see Unit. count: outcomes by the hour. note: the rest.
 # flight: mail that Zulip has and whose outcome is not known, see Flight. known: addresses that Zulip
 # knew the last time; name is what it calls the channel, where it has said so. failure: mail in
-# Zulip's file of failed mail that is taken care of. queued: mail in Postfix's queue, by recipient.
+# Zulip's file of failed mail that is taken care of. queued: mail in Postfix's queue, by recipient; at: when it was
+# brought last. posted, delay: mails by hour, by channel and by how long each took, see BOUNDS.
 # Each version of the journal adds to the one before.
 _SCHEMA = (
     """
@@ -91,6 +96,12 @@ CREATE TABLE queued (address BLOB, queue_id TEXT, at REAL NOT NULL, PRIMARY KEY 
     """
 ALTER TABLE mail ADD COLUMN content BLOB;
 CREATE INDEX mail_content ON mail (content) WHERE content IS NOT NULL;
+""",
+    """
+ALTER TABLE queued ADD COLUMN accepted REAL;
+UPDATE queued SET accepted = at;
+CREATE TABLE posted (hour INTEGER, channel TEXT, number INTEGER, PRIMARY KEY (hour, channel)) WITHOUT ROWID;
+CREATE TABLE delay (hour INTEGER, bound REAL, number INTEGER, seconds REAL, PRIMARY KEY (hour, bound)) WITHOUT ROWID;
 """,
 )
 _COPIES = (
@@ -355,6 +366,45 @@ class Journal:
 
     # --- Counters, and what else is to be remembered
 
+    @staticmethod
+    def add_posted(
+        database: sqlite3.Connection, key: bytes, address: bytes, queue_id: str, channel: str, at: float
+    ) -> None:
+        """Count a mail that was posted at that time (Unix seconds), by its channel and by how long it took."""
+        query = (
+            "SELECT accepted FROM queued WHERE address = ? AND queue_id = ? UNION ALL SELECT received FROM mail"
+            " WHERE key = ? LIMIT 1"
+        )
+        row = database.execute(query, (address, queue_id, key)).fetchone()
+        seconds = 0.0 if row is None else max(0.0, at - row[0])
+        hour, bound = int(at // 3600), next(bound for bound in BOUNDS if seconds <= bound)
+        add = "ON CONFLICT DO UPDATE SET number = number + 1"
+        database.execute(f"INSERT INTO posted VALUES (?, ?, 1) {add}", (hour, channel or NO_CHANNEL))
+        query = f"INSERT INTO delay VALUES (?, ?, 1, ?) {add}, seconds = seconds + excluded.seconds"
+        database.execute(query, (hour, bound, seconds))
+        Journal.write_note(database, "last posted", at)
+
+    def posted(self) -> dict[str, int]:
+        """How many mails were posted, by channel."""
+        with self._look() as database:
+            return dict(database.execute("SELECT channel, sum(number) FROM posted GROUP BY channel"))
+
+    def delays(self) -> tuple[dict[float, int], float]:
+        """How many mails took up to so many seconds and more than the bound before (BOUNDS), and all together."""
+        with self._look() as database:
+            found = dict(database.execute("SELECT bound, sum(number) FROM delay GROUP BY bound"))
+            seconds = database.execute("SELECT total(seconds) FROM delay").fetchone()[0]
+        return {bound: int(found.get(bound, 0)) for bound in BOUNDS}, float(seconds)
+
+    def queued(self) -> dict[str, int]:
+        """How many mails wait in Postfix's queue, by channel."""
+        query = (
+            "SELECT CASE coalesce(known.name, '') WHEN '' THEN ? ELSE known.name END AS channel, count(*) FROM queued"
+            " LEFT JOIN known USING (address) GROUP BY channel"
+        )
+        with self._look() as database:
+            return dict(database.execute(query, (NO_CHANNEL,)))
+
     def counts(self) -> dict[str, dict[str, int]]:
         """How often each outcome was reached, by cause."""
         found: dict[str, dict[str, int]] = {}
@@ -537,7 +587,7 @@ class Journal:
         """Postfix has accepted a mail for these."""
         with self.change() as database:
             database.executemany(
-                "INSERT OR REPLACE INTO queued VALUES (?, ?, ?)",
+                "INSERT OR REPLACE INTO queued (address, queue_id, at, accepted) VALUES (?1, ?2, ?3, ?3)",
                 ((address, queue_id, time.time()) for address in addresses),
             )
 
@@ -636,7 +686,12 @@ class Journal:
                 " (SELECT id FROM mail WHERE copy IS NULL AND changed < ? ORDER BY changed LIMIT 1000)",
                 (now - KEPT,),
             )
-            database.execute("DELETE FROM count WHERE hour < ?", ((now - _COUNTED) // 3600,))
+            for table, what, sums in (
+                ("count", "outcome, cause", "number"),
+                ("posted", "channel", "number"),
+                ("delay", "bound", "number, seconds"),
+            ):
+                _sum_up(database, table, what, sums.split(", "), int((now - _COUNTED) // 3600))
             database.execute("DELETE FROM known WHERE changed < ?", (now - _COUNTED,))
             database.execute("DELETE FROM queued WHERE at < ?", (now - KEPT,))
             database.execute("DELETE FROM failure WHERE at < ?", (now - _EXPECTED,))
@@ -735,6 +790,18 @@ def add_to_count(
         "INSERT INTO count VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET number = number + excluded.number",
         (int(time.time() // 3600) if hour is None else hour, outcome, cause, number),
     )
+
+
+def _sum_up(database: sqlite3.Connection, table: str, what: str, sums: list[str], before: int) -> None:
+    """What was counted before that hour, as hour 0: who reads a counter takes one that goes down for a new one."""
+    columns = ", ".join(f"sum({name})" for name in sums)
+    added = ", ".join(f"{name} = {name} + excluded.{name}" for name in sums)
+    database.execute(
+        f"INSERT INTO {table} (hour, {what}, {', '.join(sums)}) SELECT 0, {what}, {columns} FROM {table}"
+        f" WHERE hour BETWEEN 1 AND ? GROUP BY {what} ON CONFLICT DO UPDATE SET {added}",
+        (before - 1,),
+    )
+    database.execute(f"DELETE FROM {table} WHERE hour BETWEEN 1 AND ?", (before - 1,))
 
 
 def _is_damage(error: sqlite3.Error) -> bool:

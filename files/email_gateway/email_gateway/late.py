@@ -8,11 +8,14 @@ option to keep them.
 
 from __future__ import annotations
 
+import time
+
 from . import outcome
 from .addresses import redact
 from .gateway import Envelope, Gateway, keeping_quotes
-from .journal import Copy, Flight, Journal
+from .journal import REPLIES, Copy, Flight, Journal
 from .verdict import NO_TEXT, RATE_LIMITED, Deferred, Delivered, Verdict
+from .worker_log import POSTED, REPLY_POSTED
 
 # Others wait for this one to end: seconds for room within Zulip's limits.
 _ROOM = 5.0
@@ -69,6 +72,9 @@ def _again(gateway: Gateway, flight: Flight, copy: Copy, recipient: str) -> Verd
 def _close(gateway: Gateway, flight: Flight, verdict: Verdict) -> None:
     with gateway.journal.change(sync=True) as database:
         Journal.told_late(database, flight.copy or "", verdict)
+        if flight.kind in (POSTED, REPLY_POSTED):
+            channel = REPLIES if flight.is_reply else flight.text
+            Journal.add_posted(database, flight.key, flight.address, "", channel, flight.at or time.time())
         Journal.close_flight(database, flight)
     gateway.outcomes.forget(flight)
     if isinstance(verdict, Delivered):

@@ -31,6 +31,7 @@ def collect(config: Config) -> dict[str, Any]:
     lost_bytes = journal.lost_bytes()
     log = worker_log.find(config.logs)
     return {
+        "now": now,
         "since": journal.note("since"),
         "failed_inside_zulip": counts.pop(FAILED_INSIDE, {}),
         "undeliverable_bounces": sum(counts.pop(UNDELIVERABLE, {}).values()),
@@ -48,6 +49,10 @@ def collect(config: Config) -> dict[str, Any]:
             {"limit": window.limit, "seconds": window.seconds, "used": used}
             for window, used in usage(units, windows_of(config), now)
         ],
+        "posted": journal.posted(),
+        "delays": journal.delays(),
+        "last_posted": journal.note("last posted"),
+        "queued": journal.queued(),
         "under_way": sum(not flight.kind and not flight.is_question for flight in journal.flights()),
         "worker_log": None if log is None else str(log),
         "hold": seconds_on_hold(journal.note("hold"), now),

@@ -81,6 +81,22 @@ def test_senders_are_checked_but_for_the_exceptions(mx, subject):
     assert "Warning" not in mx.wait_for(subject)[0]["content"]
 
 
+METRICS = "/srv/zulip-email-gateway.prom"
+
+
+def test_metrics_are_written_and_go_when_they_are_not_wanted(mx, subject):
+    assert mx.send(f"user+help@{DOMAIN}", subject=subject)["accepted"] == 1
+    mx.wait_for(subject)
+    posted = "grep 'posted_total{channel=\"support (zulip)\"}' " + METRICS
+    assert wait(lambda: mx.host.run(posted).rc == 0, 40), mx.sh(f"cat {METRICS}")
+    assert mx.sh(f"stat -c '%a %U' {METRICS}") == "644 root\n"
+    assert mx.sh("systemctl show -P Result zulip-email-gateway-metrics.service") == "success\n"
+    assert changed(mx.play(email_gateway_metrics_file="")) > 0
+    assert mx.sh("ls /srv") == "" and mx.host.run("systemctl cat zulip-email-gateway-metrics.timer").rc != 0
+    assert changed(mx.play()) > 0
+    assert wait(lambda: mx.host.run(f"test -e {METRICS}").rc == 0, 40)
+
+
 def test_limits_for_clients(mx):
     """The exceptions come through postscreen at once, and the tests with them."""
     names = ["connection_count_limit", "message_rate_limit", "recipient_rate_limit", "event_limit_exceptions"]
