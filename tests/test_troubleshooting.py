@@ -48,9 +48,10 @@ def of_programs() -> Iterator[tuple[str, str]]:
                     known.setdefault(node.targets[0].id, node.value)
             for node in ast.walk(function):
                 if isinstance(node, ast.Call) and getattr(node.func, "id", "") in CALLS:
-                    good = node.args and isinstance(node.args[0], ast.Constant) and node.args[0].value is True
+                    good = node.args and getattr(node.args[0], "id", "") == "OK"
                     if not good and node.args:
-                        yield path.name, text_of(node.args[-1], known)
+                        # A finding has its remedy behind its text.
+                        yield path.name, text_of(node.args[1 if node.func.id == "Finding" else -1], known)
 
 
 def text_of(node: ast.expr, known: dict[str, ast.expr]) -> str:

@@ -19,6 +19,9 @@ from .quarantine import Quarantine
 from .terminal import escaped, readable
 from .verdict import Trouble, exit_status
 
+# Green, yellow, red (ECMA-48, 8.3.117).
+_COLOURS = {"ok": "32", "warn": "33", "WRONG": "31;1"}
+
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="zulip-email-gateway", description="Delivers email into Zulip, losing none.")
@@ -58,7 +61,8 @@ def _parser() -> argparse.ArgumentParser:
     oauth.add_argument("--state-dir", type=Path, default=Path("/var/lib/zulip-email-gateway"), help=argparse.SUPPRESS)
     commands.add_parser("check", help="prove that Zulip would take mail; sends none")
 
-    commands.add_parser("doctor", help="is everything right on this host? changes nothing; run it as root")
+    doctor = commands.add_parser("doctor", help="is everything right on this host? changes nothing; run it as root")
+    doctor.add_argument("--json", action="store_true", help="for programs")
     status = commands.add_parser("status", help="what was delivered, deferred and refused, and what the limits allow")
     form = status.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="for programs")
@@ -93,7 +97,7 @@ def main(arguments: list[str] | None = None) -> int:
         if options.command == "serve":
             return _serve(options.config)
         if options.command == "doctor":
-            return _doctor(config.load(options.config))
+            return _doctor(config.load(options.config), options.json)
         if options.command == "oauth":
             return _consent(options)
         if options.command == "poll" and options.candidate and not options.smtp:
@@ -137,13 +141,16 @@ def _become_owner(folder: Path) -> None:
     os.umask(0o077)
 
 
-def _doctor(settings: config.Config) -> int:
+def _doctor(settings: config.Config, as_json: bool) -> int:
     from . import doctor
 
     findings = doctor.examine(settings)
-    for finding in findings:
-        _print(f"{'ok    ' if finding.good else 'WRONG '} {finding.text}")
-    return 0 if all(finding.good for finding in findings) else 1
+    if as_json:
+        _print(json.dumps([finding._asdict() for finding in findings], indent=2))
+    else:
+        for finding in findings:
+            _print(str(finding), colour=_COLOURS[finding.level])
+    return 1 if any(finding.level == doctor.WRONG for finding in findings) else 0
 
 
 def _inbox(settings: config.Config) -> config.Imap:
@@ -258,9 +265,13 @@ def _quarantine(settings: config.Config, service: Client, options: argparse.Name
     return 0
 
 
-def _print(text: str, to: TextIO | None = None) -> None:
-    """For people: no whole address, and nothing that steers a terminal."""
-    print(escaped(redact(text)), file=to)
+def _print(text: str, to: TextIO | None = None, colour: str = "") -> None:
+    """For people: no whole address, and nothing that steers a terminal but the colour of the first word."""
+    shown = escaped(redact(text))
+    if colour and sys.stdout.isatty() and "NO_COLOR" not in os.environ:
+        word, blank, rest = shown.partition(" ")
+        shown = f"\x1b[{colour}m{word}\x1b[0m{blank}{rest}"
+    print(shown, file=to)
 
 
 def _local_time(moment: float) -> str:

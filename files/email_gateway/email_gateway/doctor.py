@@ -46,11 +46,18 @@ _LARGEST = 2**20
 SOON = 7 * 86400
 
 
-class Finding(NamedTuple):
-    """One line of the report."""
+OK, WARN, WRONG = "ok", "warn", "WRONG"
 
-    good: bool
+
+class Finding(NamedTuple):
+    """One line of the report. level: OK, WARN or WRONG; remedy: the command or the variable that mends it."""
+
+    level: str
     text: str
+    remedy: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.level:<6} {self.text}" + (f"; {self.remedy}" if self.remedy else "")
 
 
 def examine(config: Config) -> list[Finding]:
@@ -73,9 +80,9 @@ def examine(config: Config) -> list[Finding]:
         try:
             findings += check(config)
         except Trouble as trouble:
-            findings.append(Finding(False, str(trouble)))
+            findings.append(Finding(WRONG, str(trouble)))
         except Exception as error:  # the other checks tell more
-            findings.append(Finding(False, bug(error).reason))
+            findings.append(Finding(WRONG, bug(error).reason))
     return findings
 
 
@@ -85,7 +92,7 @@ def _system(config: Config) -> Iterator[Finding]:
     now = f"{found['ID'].capitalize()} {found.get('VERSION_ID', '')}"
     if config.system and now != config.system:
         what = f"the system was upgraded from {config.system} to {now} since playbooks/site.yml ran"
-        yield Finding(False, f"{what}; run playbooks/site.yml")
+        yield Finding(WRONG, what, "run playbooks/site.yml")
 
 
 def _postfix(config: Config) -> Iterator[Finding]:
@@ -94,14 +101,14 @@ def _postfix(config: Config) -> Iterator[Finding]:
     complaints = [line for line in done.stderr.strip().splitlines() if "disabling IPv6" not in line]
     if done.returncode or complaints:
         what = complaints[0] if complaints else f"exit status {done.returncode}"
-        yield Finding(False, f"postfix check: {what}; run playbooks/site.yml")
+        yield Finding(WRONG, f"postfix check: {what}", "run playbooks/site.yml")
     elif _run("postfix", "status").returncode:
-        yield Finding(False, "Postfix does not run; look at: systemctl status postfix, journalctl -u 'postfix*'")
+        yield Finding(WRONG, "Postfix does not run", "look at: systemctl status postfix, journalctl -u 'postfix*'")
     elif (config.sender_checks != sender_checks.OFF) != (SENDERS in _run("postconf", "-h", "smtpd_milters").stdout):
         what = f"gateway.conf has sender_checks = {config.sender_checks}, and Postfix is configured otherwise"
-        yield Finding(False, f"{what}; run playbooks/site.yml")
+        yield Finding(WRONG, what, "run playbooks/site.yml")
     else:
-        yield Finding(True, "Postfix runs, and its configuration is sound")
+        yield Finding(OK, "Postfix runs, and its configuration is sound")
 
 
 def _port_25(config: Config) -> Iterator[Finding]:
@@ -120,10 +127,10 @@ def _port_25(config: Config) -> Iterator[Finding]:
                 answers.append(line.decode("ascii", "replace").strip())
             lines.write(b"QUIT\r\n")
     except OSError as error:
-        yield Finding(False, f"port 25 does not answer: {error}; look at: journalctl -u 'postfix*'")
+        yield Finding(WRONG, f"port 25 does not answer: {error}", "look at: journalctl -u 'postfix*'")
         return
     good = banner.startswith(f"220 {domain} ")
-    yield Finding(good, f"port 25 greets with {banner!r}" + _unless(good, "run playbooks/site.yml"))
+    yield _found(good, f"port 25 greets with {banner!r}", "run playbooks/site.yml")
     # No channel has that address, so that Zulip, if it is asked, says so; Postfix's own map has other words.
     is_accepted = answers[-1].startswith("250")
     good = COPY_AGAIN in answers[-1] if config.asks else is_accepted
@@ -133,7 +140,7 @@ def _port_25(config: Config) -> Iterator[Finding]:
             "Zulip could not be asked whether it has that address; if nothing else is wrong here, look at: "
             "systemctl status zulip-email-gateway-policy.socket"
         )
-    yield Finding(good, f"port 25 answers {answers[-1]!r} to an address that no channel has" + _unless(good, remedy))
+    yield _found(good, f"port 25 answers {answers[-1]!r} to an address that no channel has", remedy)
 
 
 def _certificate(_: Config) -> Iterator[Finding]:
@@ -142,25 +149,25 @@ def _certificate(_: Config) -> Iterator[Finding]:
     path = chain[2] if chain else ""
     end = _run("openssl", "x509", "-enddate", "-noout", "-in", path)
     if end.returncode:
-        yield Finding(False, f"the certificate {path} cannot be read; run playbooks/site.yml")
+        yield Finding(WRONG, f"the certificate {path} cannot be read", "run playbooks/site.yml")
         return
     good = _run("openssl", "x509", "-checkend", str(SOON), "-noout", "-in", path).returncode == 0
     until = end.stdout.strip().partition("=")[2]
-    yield Finding(good, f"the certificate {path} is good until {until}" + _unless(good, "renew it"))
+    yield _found(good, f"the certificate {path} is good until {until}", "renew it")
     ours = _run("openssl", "x509", "-fingerprint", "-sha256", "-noout", "-in", path).stdout
     try:
         shown = hashlib.sha256(_certificate_shown()).hexdigest()
     except (OSError, smtplib.SMTPException) as error:
         key = chain[1] if chain else ""
         what = f"STARTTLS at port 25 fails ({error}): is {key} the key of {path}? Senders fall back to plain text"
-        yield Finding(False, f"{what}; put both in place again, and look at: journalctl -u 'postfix*'")
+        yield Finding(WRONG, what, "put both in place again, and look at: journalctl -u 'postfix*'")
         return
     good = shown == ours.partition("=")[2].strip().replace(":", "").lower()
     text = "STARTTLS at port 25 works, with that certificate"
     if not good:
         text = f"STARTTLS at port 25 works with another certificate than {path}"
     remedy = "look at: systemctl status zulip-email-gateway-certificate.timer, or run: systemctl reload postfix"
-    yield Finding(good, text + _unless(good, remedy))
+    yield _found(good, text, remedy)
 
 
 def _certificate_shown() -> bytes:
@@ -179,26 +186,23 @@ def _postmaster(config: Config) -> Iterator[Finding]:
         with smtplib.SMTP("127.0.0.1", 25, "doctor.invalid", timeout=10) as server:
             server.ehlo()
             server.mail("")
-            code, text = server.rcpt(postmaster)
+            code, answer = server.rcpt(postmaster)
     except (OSError, smtplib.SMTPException) as error:
-        yield Finding(False, f"port 25 does not answer: {error}; look at: journalctl -u 'postfix*'")
+        yield Finding(WRONG, f"port 25 does not answer: {error}", "look at: journalctl -u 'postfix*'")
         return
-    good = code == 250
-    said = text.decode("ascii", "replace")
-    yield Finding(
-        good,
-        f"port 25 {'takes' if good else 'refuses'} mail to {postmaster}"
-        + _unless(good, f"{code} {said}; see docs/troubleshooting.md"),
-    )
+    if code == 250:
+        yield Finding(OK, f"port 25 takes mail to {postmaster}")
+    else:
+        said = answer.decode("ascii", "replace")
+        yield Finding(WRONG, f"port 25 refuses mail to {postmaster}: {code} {said}", "see docs/troubleshooting.md")
     if not ROOTS_MAIL.exists():
         return
     size = ROOTS_MAIL.stat().st_size
     most = int(_run("postconf", "-h", "mailbox_size_limit").stdout.strip() or 0)
     if most and size > most / 2:
         what = f"{ROOTS_MAIL}, where mail to {postmaster} goes, has {size >> 20} of at most {most >> 20} MiB"
-        yield Finding(
-            False, f"{what}; read and empty it, or send root's mail elsewhere (/etc/aliases, then newaliases)"
-        )
+        remedy = "read and empty it, or send root's mail elsewhere (/etc/aliases, then newaliases)"
+        yield Finding(WRONG, what, remedy)
 
 
 def _units(_: Config) -> Iterator[Finding]:
@@ -208,7 +212,7 @@ def _units(_: Config) -> Iterator[Finding]:
             continue  # an operator's own additions; or it is started by another one
         good = _run("systemctl", "is-active", "--quiet", path.name).returncode == 0
         text = f"{path.name} {'runs' if good else 'does not run'}"
-        yield Finding(good, text + _unless(good, f"look at: systemctl status {path.name}; run playbooks/site.yml"))
+        yield _found(good, text, f"look at: systemctl status {path.name}; run playbooks/site.yml")
 
 
 def _inbox(config: Config) -> Iterator[Finding]:
@@ -220,7 +224,7 @@ def _inbox(config: Config) -> Iterator[Finding]:
     command = ("runuser", "-u", folder.owner(), "--", sys.argv[0], "poll", "--try")
     done = _run(*command, input=json.dumps({**asked, "timeout": config.timeout}))
     good = done.returncode == 0
-    yield Finding(good, (done.stdout if good else done.stderr).strip())
+    yield Finding(OK if good else WRONG, (done.stdout if good else done.stderr).strip())
 
 
 def _zulip_conf(config: Config) -> Iterator[Finding]:
@@ -231,7 +235,7 @@ def _zulip_conf(config: Config) -> Iterator[Finding]:
     text = "Zulip's Puppet leaves the mail system alone"
     if not good:
         text = f"{ZULIP_CONF} lists {classes}: Zulip's next upgrade takes the mail system over"
-    yield Finding(good, text + _unless(good, "run playbooks/site.yml with email_gateway_takeover: true"))
+    yield _found(good, text, "run playbooks/site.yml with email_gateway_takeover: true")
 
 
 def _credential(config: Config) -> Iterator[Finding]:
@@ -241,12 +245,12 @@ def _credential(config: Config) -> Iterator[Finding]:
     text = "the credential is Zulip's shared secret"
     if not good:
         text = f"{ZULIP_SECRETS} has another shared secret than the gateway"
-    yield Finding(good, text + _unless(good, "run playbooks/site.yml"))
+    yield _found(good, text, "run playbooks/site.yml")
 
 
 def _zulip(config: Config) -> Iterator[Finding]:
     status, line, _ = Client(config.hand_over).ask("check")
-    yield Finding(status == 0, line.partition(" ")[2] if status == 0 else line)
+    yield Finding(OK, line.partition(" ")[2]) if status == EX_OK else Finding(WRONG, line)
 
 
 def _aliases(config: Config) -> Iterator[Finding]:
@@ -256,14 +260,14 @@ def _aliases(config: Config) -> Iterator[Finding]:
         address = config.pattern.address(name)
         status, line, cause = client.ask("knows", recipient=address) if waits < MOST_WAITING else (EX_TEMPFAIL, "", "")
         if status == EX_OK:
-            yield Finding(True, f"mail for {address} goes to {target.channel}")
+            yield Finding(OK, f"mail for {address} goes to {target.channel}")
         elif cause == UNKNOWN_ADDRESS:
-            yield Finding(False, f"mail for {address} waits: {line.partition(' ')[2]}")
+            yield Finding(WRONG, f"mail for {address} waits: {line.partition(' ')[2]}")
         elif status == EX_TEMPFAIL:  # what is wrong besides, _zulip says
             waits += 1
-            yield Finding(True, f"mail for {address} goes to {target.channel}; Zulip could not be asked for it now")
+            yield Finding(OK, f"mail for {address} goes to {target.channel}; Zulip could not be asked for it now")
         else:
-            yield Finding(False, f"mail for {address} is refused: {line.partition(' ')[2]}")
+            yield Finding(WRONG, f"mail for {address} is refused: {line.partition(' ')[2]}")
 
 
 def _files(config: Config) -> Iterator[Finding]:
@@ -272,14 +276,13 @@ def _files(config: Config) -> Iterator[Finding]:
     for path in folder.rglob("*"):
         with suppress(FileNotFoundError):  # replaced just now
             if path.lstat().st_uid != folder.stat().st_uid:
-                yield Finding(False, f"{path} is not {owner}'s: all mail waits; run: chown -R {owner}: {folder}")
+                yield Finding(WRONG, f"{path} is not {owner}'s: all mail waits", f"run: chown -R {owner}: {folder}")
                 break
     logs = (config.logs / name for name in (*worker_log.NAMES, worker_log.ERRORS))
     for path in (*logs, config.queue_errors):
         if path.exists() and _run("runuser", "-u", owner, "--", "test", "-r", str(path)).returncode:
-            yield Finding(
-                False, f"the user {owner} cannot read {path}; run playbooks/site.yml, or look at: namei -l {path}"
-            )
+            what = f"the user {owner} cannot read {path}"
+            yield Finding(WRONG, what, f"run playbooks/site.yml, or look at: namei -l {path}")
 
 
 def _journal(config: Config) -> Iterator[Finding]:
@@ -287,48 +290,46 @@ def _journal(config: Config) -> Iterator[Finding]:
     # By the program itself, which goes on as the gateway's user: what root writes that could not read.
     done = _run(sys.argv[0], "status", "--json")
     if done.returncode:
-        yield Finding(False, done.stderr.strip().removeprefix("zulip-email-gateway: "))
+        yield Finding(WRONG, done.stderr.strip().removeprefix("zulip-email-gateway: "))
         return
     facts = json.loads(done.stdout)
     yield from _outcomes(config, facts)
     if _is_ours(MAIN_CF):
         queue = facts["queue"]
         if queue is None:
-            yield Finding(False, "Postfix's queue cannot be read; look at: systemctl status postfix")
+            yield Finding(WRONG, "Postfix's queue cannot be read", "look at: systemctl status postfix")
         else:
             good = not queue["mails"] or queue["oldest"] < LONG
             text = f"{queue['mails']} mails wait in Postfix's queue"
             if queue["mails"]:
                 text += f", the oldest for {queue['oldest']:.0f} s: {'; '.join(sorted(queue['reasons']))}"
-            yield Finding(good, text)
+            yield Finding(OK if good else WRONG, text)
     for name in facts["damaged"]:
-        what = (
-            f"{config.state_dir / name}: the journal was damaged and began anew; look for the reason in: journalctl -k"
-        )
-        yield Finding(False, f"{what}; then remove that file")
+        what = f"{config.state_dir / name}: the journal was damaged and began anew"
+        yield Finding(WRONG, what, "look for the reason in: journalctl -k; then remove that file")
     delivered = ", ".join(f"{number} {cause}" for cause, number in facts["counts"].get("delivered", {}).items())
     since = time.strftime("%Y-%m-%d %H:%M", time.localtime(facts["since"]))
-    yield Finding(True, f"mails since {since}: {delivered or 'none delivered'}; {facts['quarantine']} in quarantine")
+    yield Finding(OK, f"mails since {since}: {delivered or 'none delivered'}; {facts['quarantine']} in quarantine")
 
 
 def _outcomes(config: Config, facts: dict[str, Any]) -> Iterator[Finding]:
     """Whether Zulip posts what it accepts."""
     if facts["worker_log"] is None and ZULIP_CONF.exists():
         what = f"no log of Zulip's email_mirror worker can be read in {config.logs}"
-        yield Finding(False, f"{what}: whether mail was posted is not known; run playbooks/site.yml")
+        yield Finding(WRONG, f"{what}: whether mail was posted is not known", "run playbooks/site.yml")
     elif facts["worker_log"] is None:
-        yield Finding(True, "Zulip runs elsewhere: that it has accepted a mail is all that is known here")
+        yield Finding(OK, "Zulip runs elsewhere: that it has accepted a mail is all that is known here")
     if facts["server_restarts"]:
         what = "Zulip's mail server was restarted because it answered nothing but 500, as after a restart of PostgreSQL"
-        yield Finding(True, f"{what}: {facts['server_restarts']} times")
+        yield Finding(OK, f"{what}: {facts['server_restarts']} times")
     if facts["lost"]:
         what = f"{facts['lost']} mails that Zulip accepted and did not post are in quarantine"
-        yield Finding(False, f"{what}; look at: zulip-email-gateway quarantine list, then replay ID")
+        yield Finding(WRONG, what, "look at: zulip-email-gateway quarantine list, then replay ID")
     if facts["next_to_go"]:
-        yield Finding(False, alarm(facts["lost_bytes"], config.quarantine_bytes, facts["next_to_go"]))
+        yield Finding(WRONG, alarm(facts["lost_bytes"], config.quarantine_bytes, facts["next_to_go"]))
     if facts["waiting"]:
         what = f"{facts['waiting']} mails are with Zulip, whose email_mirror worker has not taken them yet"
-        yield Finding(False, f"{what}; look at: supervisorctl status")
+        yield Finding(WRONG, what, "look at: supervisorctl status")
 
 
 def _is_ours(path: Path) -> bool:
@@ -349,8 +350,8 @@ def _zulips(path: Path) -> configparser.RawConfigParser:
     return found
 
 
-def _unless(good: bool, remedy: str) -> str:
-    return "" if good else f"; {remedy}"
+def _found(good: bool, text: str, remedy: str) -> Finding:
+    return Finding(OK, text) if good else Finding(WRONG, text, remedy)
 
 
 def _run(*command: str, input: str | None = None, seconds: float = 60) -> subprocess.CompletedProcess[str]:
