@@ -94,6 +94,20 @@ def test_a_counter_never_goes_down(gateway, monkeypatch):
         assert after[name] == before[name]
 
 
+def test_a_probe(gateway):
+    names = [name for name in samples(metrics.render(status.collect(gateway.config))) if name[0].startswith("probe")]
+    assert names == []
+    with gateway.journal.change() as database:
+        gateway.journal.write_note(database, "probe", {"at": 1000.0, "seconds": None})
+    found = samples(metrics.render(status.collect(gateway.config)))
+    assert found["probe_timestamp_seconds",] == 1000 and found["probe_success",] == 0
+    assert ("probe_duration_seconds",) not in found
+    with gateway.journal.change() as database:
+        gateway.journal.write_note(database, "probe", {"at": 1000.0, "seconds": 0.7})
+    found = samples(metrics.render(status.collect(gateway.config)))
+    assert found["probe_success",] == 1 and found["probe_duration_seconds",] == 0.7
+
+
 def test_a_name_of_any_kind_is_a_label(gateway):
     facts = status.collect(gateway.config) | {"posted": {'a"b\\c\nd, 日本語}': 1}}
     assert samples(metrics.render(facts))["posted_total", 'a"b\\c\nd, 日本語}'] == 1
@@ -119,6 +133,7 @@ HEALTHY = {
     'quarantine_mails{kind="refused"}': "7x120",
     'mails_total{outcome="refused",cause="x"}': "0+1x120",
     'mails_total{outcome="delivered",cause="posted"}': "0+2x120",
+    "probe_success": "1x120",
     "worker_log_readable": "1x120",
     "damaged_journals": "0x120",
 }
@@ -126,6 +141,7 @@ FAULTS = {
     "": {},
     "ZulipMailGatewaySilent": {"written_timestamp_seconds": "0+60x90 5400x30"},
     "ZulipMailWaits": {"queue_oldest_seconds": "0+60x120"},
+    "ZulipMailProbeFailed": {"probe_success": "1x100 0x20"},
     "ZulipMailLost": {'quarantine_mails{kind="lost"}': "0x100 1x20"},
     "ZulipMailNotPosted": {'quarantine_mails{kind="waiting"}': "0x90 1x30"},
     "ZulipMailRefused": {'mails_total{outcome="refused",cause="x"}': "0+3x120"},

@@ -68,6 +68,14 @@ def _parser() -> argparse.ArgumentParser:
     form.add_argument("--json", action="store_true", help="for programs")
     form.add_argument("--prometheus", action="store_true", help="for Prometheus, in its text format")
 
+    probe = commands.add_parser(
+        "probe",
+        help="send a mail through port 25, and see it posted",
+        description="Sends a mail through port 25 of this host to the address on standard input, and follows it until "
+        "it is posted. Everybody in the channel sees it.",
+    )
+    probe.add_argument("--wait", type=float, default=120, help="seconds to wait for it (default: %(default)s)")
+
     quarantine = commands.add_parser("quarantine", help="copies of refused mail")
     actions = quarantine.add_subparsers(dest="action", required=True, metavar="ACTION")
     actions.add_parser("list", help="one line a mail, oldest first")
@@ -109,6 +117,8 @@ def main(arguments: list[str] | None = None) -> int:
             return _probe_inbox(settings, options.smtp) if options.smtp else _poll(settings, service)
         if options.command == "check":
             return _say(service.ask("check"))
+        if options.command == "probe":
+            return _probe(settings, service, options.wait)
         if options.command == "status":
             return _status(settings, options)
         return _quarantine(settings, service, options)
@@ -151,6 +161,23 @@ def _doctor(settings: config.Config, as_json: bool) -> int:
         for finding in findings:
             _print(str(finding), colour=_COLOURS[finding.level])
     return 1 if any(finding.level == doctor.WRONG for finding in findings) else 0
+
+
+def _probe(settings: config.Config, service: Client, patience: float) -> int:
+    from .probe import probe
+
+    address = _address_asked_for()
+    began = time.time()
+    seconds = probe(settings, address, _print, patience)
+    service.ask("probed", at=f"{began:.3f}", seconds="" if seconds is None else f"{seconds:.3f}")
+    return 1 if seconds is None else 0
+
+
+def _address_asked_for() -> str:
+    """On standard input: arguments are seen by every user of the host, and whoever has an address may post."""
+    if sys.stdin.isatty():
+        print("The address: ", end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip()
 
 
 def _inbox(settings: config.Config) -> config.Imap:
@@ -242,9 +269,7 @@ def _quarantine(settings: config.Config, service: Client, options: argparse.Name
             service.ask("purge", days=f"{options.older_than or 0:g}", lost=str(options.all or options.lost).lower())
         )
     if options.action == "replay":
-        if options.to and sys.stdin.isatty():
-            print("The address: ", end="", file=sys.stderr, flush=True)
-        to = sys.stdin.readline().strip() if options.to else ""
+        to = _address_asked_for() if options.to else ""
         return _say(service.ask("replay", id=options.id, to=to))
     found = journal.copy(options.id)
     if found is None:

@@ -278,6 +278,13 @@ class Journal:
         self._remember(key, row[4])
         return Refused(*row[1:4]) if row[0] == "refused" else Delivered("accepted by Zulip before", row[2])
 
+    def mail_of(self, queue_id: str) -> tuple[str, str]:
+        """State and reason of a mail of Postfix's, the latest that had this queue ID; empty if there is none."""
+        query = "SELECT state, reason FROM mail WHERE source = 'postfix' AND queue_id = ? ORDER BY id DESC LIMIT 1"
+        with self._look() as database:
+            row = database.execute(query, (queue_id,)).fetchone()
+        return ("", "") if row is None else (row[0], row[1])
+
     def _remember(self, key: bytes, changed: float) -> None:
         """What is asked for is not forgotten (tidy)."""
         if changed < time.time() - KEPT / 2:

@@ -27,6 +27,9 @@ FAILED = Metric("failed_inside_zulip_total", "counter", "Mails that Zulip accept
 POSTED = Metric("posted_total", "counter", "Mails that were posted, by channel")
 DELAY = Metric("delay_seconds", "histogram", "Time from acceptance by Postfix, or the first try, to posted")
 LAST = Metric("last_posted_timestamp_seconds", "gauge", "When the last mail was posted")
+PROBED = Metric("probe_timestamp_seconds", "gauge", "When the last probe was sent")
+PROBE_GOOD = Metric("probe_success", "gauge", "1 if it was posted")
+PROBE_TIME = Metric("probe_duration_seconds", "gauge", "How long that took, if it was")
 QUARANTINE = Metric("quarantine_mails", "gauge", "Copies in quarantine: refused, lost by Zulip, or with Zulip still")
 UNDER_WAY = Metric("under_way_mails", "gauge", "Mails that Zulip has accepted and not posted yet")
 QUEUE = Metric("queue_mails", "gauge", "Mails in Postfix's queue")
@@ -57,6 +60,10 @@ def _lines(facts: Mapping[str, Any]) -> Iterator[str]:
     yield from _metric(POSTED, _by("channel", facts["posted"]))
     yield from _histogram(DELAY, *facts["delays"])
     yield from _metric(LAST, _one(facts["last_posted"]))
+    probe = facts["probe"] or {"at": None, "seconds": None}
+    yield from _metric(PROBED, _one(probe["at"]))
+    yield from _metric(PROBE_GOOD, _one(None if probe["at"] is None else int(probe["seconds"] is not None)))
+    yield from _metric(PROBE_TIME, _one(probe["seconds"]))
     kept = {"lost": facts["lost"], "waiting": facts["waiting"]}
     refused = facts["quarantine"] - sum(kept.values())
     yield from _metric(QUARANTINE, _by("kind", {"refused": refused, **kept}))

@@ -224,6 +224,11 @@ class Service:
             return answer(prove(gateway.backend(), gateway.config, gateway.spool))
         if verb == "knows":
             return answer(_knows(gateway, fields["recipient"]))
+        if verb == "probed":
+            seconds = float(fields["seconds"]) if fields["seconds"] else None
+            with gateway.journal.change() as database:
+                gateway.journal.write_note(database, "probe", {"at": float(fields["at"]), "seconds": seconds})
+            return "0 noted\n"
         if verb == "replay":
             return _replay(gateway, fields["id"], fields["to"])
         if verb == "purge":

@@ -52,6 +52,7 @@ def collect(config: Config) -> dict[str, Any]:
         "posted": journal.posted(),
         "delays": journal.delays(),
         "last_posted": journal.note("last posted"),
+        "probe": journal.note("probe"),
         "queued": journal.queued(),
         "under_way": sum(not flight.kind and not flight.is_question for flight in journal.flights()),
         "worker_log": None if log is None else str(log),

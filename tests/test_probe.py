@@ -1,0 +1,77 @@
+"""A mail that is sent to see whether mail works."""
+
+from __future__ import annotations
+
+import socket
+import threading
+
+import pytest
+from aiosmtpd.controller import Controller
+from email_gateway import probe
+from email_gateway.gateway import Envelope
+from email_gateway.verdict import Deferred, Refused
+from mails import mail
+from test_gateway import CHANNEL
+
+
+class Postfix:
+    """Accepts a mail and brings it to the gateway, soon."""
+
+    def __init__(self, gateway) -> None:
+        self.gateway, self.answer = gateway, "250 2.0.0 Ok: queued as ABC123"
+        self.mails: list[bytes] = []
+
+    async def handle_DATA(self, _server, _session, envelope):
+        self.mails.append(envelope.original_content)
+        if self.answer.startswith("250"):
+            brought = Envelope(envelope.rcpt_tos[0], envelope.mail_from, "ABC123", "postfix", ("postfix", "ABC123"))
+            threading.Timer(0.2, lambda: self.gateway.deliver(brought, mail(self.mails[-1]))).start()
+        return self.answer
+
+
+@pytest.fixture
+def postfix(gateway, monkeypatch):
+    made = Postfix(gateway)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    controller = Controller(made, hostname="127.0.0.1", port=port)
+    controller.start()
+    monkeypatch.setattr(probe, "PORT", port)
+    yield made
+    controller.stop()
+
+
+def told(gateway, patience=10.0):
+    lines: list[str] = []
+    return probe.probe(gateway.config, CHANNEL, lines.append, patience), lines
+
+
+def test_posted(gateway, postfix):
+    seconds, lines = told(gateway)
+    assert seconds is not None and 0.2 <= seconds < 5
+    assert "Postfix has accepted it after 0." in lines[0] and "as ABC123" in lines[0]
+    assert lines[-1].startswith("Posted in Zulip after ")
+    assert gateway.handed[0][0] == CHANNEL and b"Subject: Email gateway: probe" in postfix.mails[0]
+
+
+def test_refused_at_once(gateway, postfix):
+    postfix.answer = "550 5.7.1 no"
+    assert told(gateway) == (None, ["Port 25 has not taken it: 550 5.7.1 no"])
+
+
+def test_refused_by_zulip(gateway, postfix):
+    gateway.answers = [Refused("5.7.1", "not allowed", "the channel is closed")]
+    seconds, lines = told(gateway)
+    assert seconds is None and "refused" in lines[-1] and lines[-1].endswith(": the channel is closed")
+
+
+def test_it_waits(gateway, postfix):
+    gateway.answers = [Deferred("4.3.2", "down", "Zulip does not answer")]
+    seconds, lines = told(gateway, 1.0)
+    assert seconds is None and "has not been posted within 1 s; last it was told to wait: Zulip does not" in lines[-1]
+
+
+def test_no_port_25(gateway, monkeypatch):
+    monkeypatch.setattr(probe, "PORT", 1)
+    seconds, lines = told(gateway)
+    assert seconds is None and "Port 25 has not taken it: " in lines[0] and "refused" in lines[0]
