@@ -98,6 +98,7 @@ def resolve(api: Api | None = None, aliases: Any = None, **options: Any) -> dict
         "blocked": [],
         "former": [],
         "sends_from": SENDS_FROM,
+        "probe": "",
     }
     return zulip_addresses.zulip_addresses(given | {"aliases": aliases or {}} | options, zulip)
 
@@ -132,6 +133,7 @@ def test_by_name_and_by_address(api, tmp_path):
         "blocked": ["@bad.example.com"],
         "former": ["%s@old.example.com", "user+%s@mail.example.com"],
         "sends_from": SENDS_FROM[:2],
+        "probe": "",
     }
     assert {asked[:2] for asked in api.asked} == {("chat.example.com", "bot@example.com:s3cret")}
     # The program understands all of it.
@@ -263,3 +265,24 @@ def test_the_grammar_is_the_programs(local):
     except NotAGatewayAddress:
         is_channel = False
     assert bool(zulip_addresses.CHANNEL.fullmatch(local)) >= is_channel
+
+
+@pytest.mark.parametrize(
+    ("text", "probe"),
+    [
+        ("", ""),
+        ("Ops", "ops@mail.example.com"),
+        ("ops@mail.example.com", "ops@mail.example.com"),
+        (f"general.{TOKEN}", f"general.{TOKEN}@mail.example.com"),
+    ],
+)
+def test_where_probes_are_sent(text, probe):
+    assert resolve(aliases={"ops": TOKEN}, probe=text)["addresses"]["probe"] == probe
+
+
+@pytest.mark.parametrize("text", ["nobody", "ops@elsewhere.example.com", f"mm{TOKEN}"])
+def test_where_none_can_be_sent(text):
+    with pytest.raises(zulip_addresses.Unfit) as caught:
+        resolve(aliases={"ops": TOKEN}, probe=text)
+    assert "neither an alias nor a channel's address at mail.example.com" in str(caught.value)
+    assert TOKEN not in str(caught.value)

@@ -39,7 +39,8 @@ class Target(NamedTuple):
 class AddressBook(NamedTuple):
     """former: the patterns of addresses that were valid before. aliases: by name. senders: who may write, by an
     alias's name or a channel's token, in lower case; not there: everybody. blocked: who may write to nobody.
-    sends_from: Zulip's own senders, as in its settings."""
+    sends_from: Zulip's own senders, as in its settings. probe: where a mail is sent now and then, to see whether mail
+    works; empty if none is."""
 
     pattern: Pattern
     former: tuple[Pattern, ...] = ()
@@ -47,6 +48,7 @@ class AddressBook(NamedTuple):
     senders: Mapping[str, tuple[str, ...]] = {}
     blocked: tuple[str, ...] = ()
     sends_from: tuple[str, ...] = ()
+    probe: str = ""
 
     def parse(self, recipient: str) -> Address:
         """The address of Zulip's that `recipient` stands for, in the current mail domain.
@@ -131,4 +133,5 @@ def read(found: dict[str, Any], pattern: Pattern) -> AddressBook:
         {name: tuple(senders.entry(text) for text in entries) for name, entries in found["senders"].items()},
         tuple(senders.entry(text) for text in found["blocked"]),
         tuple(found["sends_from"]),
+        str(found.get("probe", "")),
     )

@@ -74,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Sends a mail through port 25 of this host to the address on standard input, and follows it until "
         "it is posted. Everybody in the channel sees it.",
     )
+    probe.add_argument("--timed", action="store_true", help="to email_gateway_probe_address (a timer does)")
     probe.add_argument("--wait", type=float, default=120, help="seconds to wait for it (default: %(default)s)")
 
     quarantine = commands.add_parser("quarantine", help="copies of refused mail")
@@ -118,7 +119,7 @@ def main(arguments: list[str] | None = None) -> int:
         if options.command == "check":
             return _say(service.ask("check"))
         if options.command == "probe":
-            return _probe(settings, service, options.wait)
+            return _probe(settings, service, options)
         if options.command == "status":
             return _status(settings, options)
         return _quarantine(settings, service, options)
@@ -163,12 +164,14 @@ def _doctor(settings: config.Config, as_json: bool) -> int:
     return 1 if any(finding.level == doctor.WRONG for finding in findings) else 0
 
 
-def _probe(settings: config.Config, service: Client, patience: float) -> int:
+def _probe(settings: config.Config, service: Client, options: argparse.Namespace) -> int:
     from .probe import probe
 
-    address = _address_asked_for()
+    address = settings.addresses.probe if options.timed else _address_asked_for()
+    if not address:
+        raise Trouble("4.3.5", "configuration", "no address to send a probe to; set email_gateway_probe_address")
     began = time.time()
-    seconds = probe(settings, address, _print, patience)
+    seconds = probe(settings, address, _print, options.wait)
     service.ask("probed", at=f"{began:.3f}", seconds="" if seconds is None else f"{seconds:.3f}")
     return 1 if seconds is None else 0
 

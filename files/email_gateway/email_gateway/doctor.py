@@ -44,6 +44,8 @@ MOST_WAITING = 3
 _LARGEST = 2**20
 # A certificate is renewed well before this time (seconds).
 SOON = 7 * 86400
+# Probes are sent every hour; this long without one (seconds) is too long.
+PROBED = 3 * 3600.0
 
 
 OK, WARN, WRONG = "ok", "warn", "WRONG"
@@ -294,6 +296,7 @@ def _journal(config: Config) -> Iterator[Finding]:
         return
     facts = json.loads(done.stdout)
     yield from _outcomes(config, facts)
+    yield from _probed(config, facts)
     if _is_ours(MAIN_CF):
         queue = facts["queue"]
         if queue is None:
@@ -310,6 +313,20 @@ def _journal(config: Config) -> Iterator[Finding]:
     delivered = ", ".join(f"{number} {cause}" for cause, number in facts["counts"].get("delivered", {}).items())
     since = time.strftime("%Y-%m-%d %H:%M", time.localtime(facts["since"]))
     yield Finding(OK, f"mails since {since}: {delivered or 'none delivered'}; {facts['quarantine']} in quarantine")
+
+
+def _probed(config: Config, facts: dict[str, Any]) -> Iterator[Finding]:
+    """Whether the last mail that was sent to see whether mail works was posted, and whether it was sent."""
+    if not config.addresses.probe:
+        return
+    if facts["probe"] is None or facts["probe"]["at"] < time.time() - PROBED:
+        what = f"no probe was sent for {PROBED / 3600:g} hours"
+        yield Finding(WRONG, what, "look at: systemctl status zulip-email-gateway-probe.timer")
+    elif facts["probe"]["seconds"] is None:
+        what = "the last probe, a mail through port 25, was not posted"
+        yield Finding(WRONG, what, "look at: journalctl -u zulip-email-gateway-probe")
+    else:
+        yield Finding(OK, f"the last probe was posted after {facts['probe']['seconds']:.1f} s")
 
 
 def _outcomes(config: Config, facts: dict[str, Any]) -> Iterator[Finding]:

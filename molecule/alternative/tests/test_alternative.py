@@ -97,6 +97,15 @@ def test_metrics_are_written_and_go_when_they_are_not_wanted(mx, subject):
     assert wait(lambda: mx.host.run(f"test -e {METRICS}").rc == 0, 40)
 
 
+def test_a_probe_is_sent_and_followed(mx):
+    mx.sh("systemctl is-active zulip-email-gateway-probe.timer; systemctl start zulip-email-gateway-probe.service")
+    assert mx.wait_for("Email gateway: probe")[0]["channel"] == "support"
+    assert "ok     the last probe was posted after " in mx.host.run("zulip-email-gateway doctor").stdout
+    shown = mx.sh(f"echo user+help@{DOMAIN} | zulip-email-gateway probe")
+    assert "Postfix has accepted it after" in shown and "Posted in Zulip after" in shown
+    assert wait(lambda: "probe_success 1" in mx.sh(f"cat {METRICS}"), 40)
+
+
 def test_limits_for_clients(mx):
     """The exceptions come through postscreen at once, and the tests with them."""
     names = ["connection_count_limit", "message_rate_limit", "recipient_rate_limit", "event_limit_exceptions"]
