@@ -52,7 +52,7 @@ def make_config(folder: Path, **changes: Any) -> Config:
 
 def write_addresses(folder: Path, **changes: Any) -> None:
     """addresses.json, as the role writes it."""
-    empty = {"former": [], "aliases": {}, "senders": {}, "blocked": [], "sends_from": [], "probe": ""}
+    empty = {"former": [], "aliases": {}, "senders": {}, "blocked": [], "sends_from": [], "probe": "", "alerts": ""}
     (folder / config.ADDRESSES).write_text(json.dumps(empty | changes))
 
 

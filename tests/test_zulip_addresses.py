@@ -99,6 +99,7 @@ def resolve(api: Api | None = None, aliases: Any = None, **options: Any) -> dict
         "former": [],
         "sends_from": SENDS_FROM,
         "probe": "",
+        "alerts": "",
     }
     return zulip_addresses.zulip_addresses(given | {"aliases": aliases or {}} | options, zulip)
 
@@ -134,6 +135,7 @@ def test_by_name_and_by_address(api, tmp_path):
         "former": ["%s@old.example.com", "user+%s@mail.example.com"],
         "sends_from": SENDS_FROM[:2],
         "probe": "",
+        "alerts": "",
     }
     assert {asked[:2] for asked in api.asked} == {("chat.example.com", "bot@example.com:s3cret")}
     # The program understands all of it.

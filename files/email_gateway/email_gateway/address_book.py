@@ -40,7 +40,7 @@ class AddressBook(NamedTuple):
     """former: the patterns of addresses that were valid before. aliases: by name. senders: who may write, by an
     alias's name or a channel's token, in lower case; not there: everybody. blocked: who may write to nobody.
     sends_from: Zulip's own senders, as in its settings. probe: where a mail is sent now and then, to see whether mail
-    works; empty if none is."""
+    works; alerts: where the operator is told; each empty if there is none."""
 
     pattern: Pattern
     former: tuple[Pattern, ...] = ()
@@ -49,6 +49,7 @@ class AddressBook(NamedTuple):
     blocked: tuple[str, ...] = ()
     sends_from: tuple[str, ...] = ()
     probe: str = ""
+    alerts: str = ""
 
     def parse(self, recipient: str) -> Address:
         """The address of Zulip's that `recipient` stands for, in the current mail domain.
@@ -134,4 +135,5 @@ def read(found: dict[str, Any], pattern: Pattern) -> AddressBook:
         tuple(senders.entry(text) for text in found["blocked"]),
         tuple(found["sends_from"]),
         str(found.get("probe", "")),
+        str(found.get("alerts", "")),
     )

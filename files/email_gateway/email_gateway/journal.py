@@ -403,6 +403,21 @@ class Journal:
             seconds = database.execute("SELECT total(seconds) FROM delay").fetchone()[0]
         return {bound: int(found.get(bound, 0)) for bound in BOUNDS}, float(seconds)
 
+    def refusals(self, now: float) -> tuple[int, float]:
+        """How many mails were refused in this hour and the one before, and in an hour of the week before that."""
+        this = int(now // 3600)
+        query = "SELECT total(number) FROM count WHERE outcome = 'refused' AND hour BETWEEN ? AND ?"
+        with self._look() as database:
+            number = database.execute(query, (this - 1, this)).fetchone()[0]
+            usual = database.execute(query, (this - 169, this - 2)).fetchone()[0]
+        return int(number), usual / 168
+
+    def waits_since(self) -> float | None:
+        """When Postfix has accepted the oldest mail that it still has for a channel (Unix seconds)."""
+        with self._look() as database:
+            row = database.execute("SELECT min(accepted) FROM queued").fetchone()
+        return None if row[0] is None else float(row[0])
+
     def queued(self) -> dict[str, int]:
         """How many mails wait in Postfix's queue, by channel."""
         query = (

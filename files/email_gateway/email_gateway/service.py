@@ -23,6 +23,7 @@ from typing import Any
 from . import config, late, migration, milter, policy, revival
 from .address_book import stale
 from .addresses import redact
+from .alerts import Alerts
 from .backend import prove
 from .failures import Failures
 from .gateway import SPOOL, Envelope, Gateway
@@ -65,6 +66,8 @@ _ROOM = 30.0
 _MOST_RETURNED = 2**18
 # An address that Zulip has known is known so long, for who wants to be sure (seconds).
 _FRESH = 86400.0
+# So often it is seen whether there is anything to tell the operator (seconds).
+_ALERTED = 60.0
 # A thread needs little, and there may be many.
 _STACK = 2**19
 
@@ -241,7 +244,7 @@ class Service:
         failures = _patiently(lambda: Failures(self.gateway()).run())
         overdue = _patiently(lambda: late.take_up(self.gateway()))
         jobs: list[tuple[Callable[[], float], float]] = [
-            *((failures, 0.0), (overdue, 0.0), (self._revive, 0.0), (self._tidy, 0.0)),
+            *((failures, 0.0), (overdue, 0.0), (self._revive, 0.0), (self._alert, 0.0), (self._tidy, 0.0)),
         ]
         said: set[str] = set()
         while True:
@@ -265,6 +268,11 @@ class Service:
         if revival.revive(self.gateway()):
             say("Zulip's mail server answers nothing but 500, and is restarted")
         return _TICK
+
+    def _alert(self) -> float:
+        for line in Alerts(self.gateway()).run():
+            say(line)
+        return _ALERTED
 
     def _tidy(self) -> float:
         gateway = self.gateway()

@@ -49,6 +49,10 @@ options:
     description: email_gateway_probe_address.
     type: str
     default: ""
+  alerts:
+    description: email_gateway_alert_channel.
+    type: str
+    default: ""
   sends_from:
     description: The addresses that Zulip sends from.
     type: list
@@ -438,7 +442,8 @@ def zulip_addresses(options: dict[str, Any], zulip: Zulip) -> dict[str, Any]:
             "aliases": targets,
             "senders": senders,
             "blocked": listed("email_gateway_blocked_senders", options["blocked"]),
-            "probe": probed(options["probe"], targets, pattern, waits),
+            "probe": own("email_gateway_probe_address", options["probe"], targets, pattern, waits),
+            "alerts": own("email_gateway_alert_channel", options["alerts"], targets, pattern, waits),
             "sends_from": [address for address in sends_from if address.lower().endswith(f"@{pattern.domain}")],
         },
         "waits": waits,
@@ -446,13 +451,13 @@ def zulip_addresses(options: dict[str, Any], zulip: Zulip) -> dict[str, Any]:
     }
 
 
-def probed(text: str, aliases: Iterable[str], pattern: Pattern, waits: bool) -> str:
-    """The address that probes are sent to; raises Unfit. waits: not all aliases are known yet."""
+def own(name: str, text: str, aliases: Iterable[str], pattern: Pattern, waits: bool) -> str:
+    """The address that the gateway itself writes to; raises Unfit. waits: not all aliases are known yet."""
     local = pattern.local(text)
     if text and local not in aliases and not CHANNEL.fullmatch(local) and not waits:
         shown_here = json.dumps(re.sub(TOKEN, "TOKEN", text))
         what = f"which is neither an alias nor a channel's address at {pattern.domain}"
-        raise Unfit(f"email_gateway_probe_address is {shown_here}, {what}")
+        raise Unfit(f"{name} is {shown_here}, {what}")
     return f"{pattern.prefix}{local}@{pattern.domain}" if text else ""
 
 
@@ -486,6 +491,7 @@ def main() -> None:
             "key": {"type": "str", "default": "", "no_log": True},
             "settled": {"type": "bool", "default": True},
             "probe": {"type": "str", "default": "", "no_log": True},
+            "alerts": {"type": "str", "default": "", "no_log": True},
         },
         supports_check_mode=True,
     )
