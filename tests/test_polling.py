@@ -80,6 +80,10 @@ class Service:
         self.answers: list[object] = [Delivered()]
         self.handed: list[str] = []
         self.known: set[tuple[str, int]] = set()
+        self.asked: list[str] = []
+
+    def ask(self, verb: str) -> None:
+        self.asked.append(verb)
 
     def deliver(self, file: BinaryIO, max_wait: float, recipient: str, inbox: str, uid: str) -> Verdict:
         file.seek(0)
@@ -489,4 +493,4 @@ def test_how_long_it_waits_for_what_comes(inbox, answer, pauses):
     inbox.service.answers = [answer]
     with pytest.raises(Enough):
         inbox._serve(Quiet(CHANNEL))
-    assert tuple(waited) == pauses
+    assert tuple(waited) == pauses and inbox.service.asked == ["polled"] * 3

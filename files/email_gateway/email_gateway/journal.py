@@ -32,7 +32,8 @@ DAMAGED = ".damaged-"
 POSITION = "failures-position.json"
 # What is counted of mail that Zulip had accepted and failed to post.
 FAILED_INSIDE = "failed inside zulip"
-# What is counted of mail that was not accepted (policy.py).
+# What is counted of all mail that comes, by its source, and of mail that was not accepted (policy.py).
+ACCEPTED = "accepted"
 REJECTED = "rejected"
 # Where Postfix sends what tells that a bounce could not be delivered (main.cf), and what it is counted as.
 UNDELIVERABLE = "undeliverable@gateway.invalid"
@@ -329,6 +330,7 @@ class Journal:
     def begin(database: sqlite3.Connection, mail: Mail) -> None:
         """Note that a mail is about to be handed over."""
         now = time.time()
+        _count_new(database, mail)
         database.execute(
             "INSERT INTO mail (key, source, recipient, sender, queue_id, size, content, state, received, changed)"
             " VALUES (?, ?, ?, ?, ?, ?, ?, 'open', ?, ?) ON CONFLICT (key) DO UPDATE SET state = 'open', changed = ?",
@@ -345,6 +347,7 @@ class Journal:
         state = WAITING if cause == WAITING else outcome
         status, reason = ("", verdict.note) if isinstance(verdict, Delivered) else (verdict.status, verdict.reason)
         recipient = redact(mail.recipient) if copy is None else mail.recipient
+        _count_new(database, mail)
         database.execute(
             "INSERT INTO mail (key, source, recipient, sender, queue_id, size, content, state, status, cause, reason,"
             " received, changed, copy, lost) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
@@ -430,12 +433,17 @@ class Journal:
     def counts(self) -> dict[str, dict[str, int]]:
         """How often each outcome was reached, by cause."""
         found: dict[str, dict[str, int]] = {}
+        query = "SELECT outcome, cause, sum(number) FROM count WHERE outcome != ? GROUP BY outcome, cause"
         with self._look() as database:
-            for outcome, cause, number in database.execute(
-                "SELECT outcome, cause, sum(number) FROM count GROUP BY outcome, cause"
-            ):
+            for outcome, cause, number in database.execute(query, (ACCEPTED,)):
                 found.setdefault(outcome, {})[cause] = number
         return found
+
+    def accepted(self) -> dict[str, int]:
+        """How many mails came, by source."""
+        with self._look() as database:
+            query = "SELECT cause, sum(number) FROM count WHERE outcome = ? GROUP BY cause"
+            return dict(database.execute(query, (ACCEPTED,)))
 
     def note(self, name: str) -> Any:
         """What was written down under this name, None if nothing was."""
@@ -812,6 +820,13 @@ def add_to_count(
         "INSERT INTO count VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET number = number + excluded.number",
         (int(time.time() // 3600) if hour is None else hour, outcome, cause, number),
     )
+
+
+def _count_new(database: sqlite3.Connection, mail: Mail) -> None:
+    """Count a mail that is heard of for the first time."""
+    is_new = not database.execute("SELECT 1 FROM mail WHERE key = ?", (mail.key,)).fetchone()
+    if is_new and mail.source in ("postfix", "inbox"):
+        add_to_count(database, ACCEPTED, mail.source)
 
 
 def _sum_up(database: sqlite3.Connection, table: str, what: str, sums: list[str], before: int) -> None:

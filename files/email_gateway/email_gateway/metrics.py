@@ -22,7 +22,13 @@ class Metric(NamedTuple):
 
 
 WRITTEN = Metric("written_timestamp_seconds", "gauge", "When these metrics were written")
-MAILS = Metric("mails_total", "counter", "Outcomes of deliveries, by cause; a mail may be deferred several times")
+UP = Metric("up", "gauge", "1 if the service runs")
+ACCEPTED = Metric("accepted_total", "counter", "Mails that came, by source: postfix or inbox")
+MAILS = Metric(
+    "mails_total",
+    "counter",
+    "Outcomes of deliveries, by cause; a mail may be deferred several times",
+)
 FAILED = Metric("failed_inside_zulip_total", "counter", "Mails that Zulip accepted and failed with, by what was done")
 POSTED = Metric("posted_total", "counter", "Mails that were posted, by channel")
 DELAY = Metric("delay_seconds", "histogram", "Time from acceptance by Postfix, or the first try, to posted")
@@ -30,6 +36,8 @@ LAST = Metric("last_posted_timestamp_seconds", "gauge", "When the last mail was 
 PROBED = Metric("probe_timestamp_seconds", "gauge", "When the last probe was sent")
 PROBE_GOOD = Metric("probe_success", "gauge", "1 if it was posted")
 PROBE_TIME = Metric("probe_duration_seconds", "gauge", "How long that took, if it was")
+POLLED = Metric("last_poll_timestamp_seconds", "gauge", "When the inbox was last looked through")
+CERTIFICATE = Metric("certificate_expiry_timestamp_seconds", "gauge", "When the certificate shown at port 25 expires")
 QUARANTINE = Metric("quarantine_mails", "gauge", "Copies in quarantine: refused, lost by Zulip, or with Zulip still")
 UNDER_WAY = Metric("under_way_mails", "gauge", "Mails that Zulip has accepted and not posted yet")
 QUEUE = Metric("queue_mails", "gauge", "Mails in Postfix's queue")
@@ -55,6 +63,8 @@ def _lines(facts: Mapping[str, Any]) -> Iterator[str]:
         for cause, number in sorted(causes.items())
     ]
     yield from _metric(WRITTEN, _one(facts["now"]))
+    yield from _metric(UP, _one(int(facts["runs"])))
+    yield from _metric(ACCEPTED, _by("source", facts["accepted"]))
     yield from _metric(MAILS, outcomes)
     yield from _metric(FAILED, _by("action", facts["failed_inside_zulip"]))
     yield from _metric(POSTED, _by("channel", facts["posted"]))
@@ -64,6 +74,8 @@ def _lines(facts: Mapping[str, Any]) -> Iterator[str]:
     yield from _metric(PROBED, _one(probe["at"]))
     yield from _metric(PROBE_GOOD, _one(None if probe["at"] is None else int(probe["seconds"] is not None)))
     yield from _metric(PROBE_TIME, _one(probe["seconds"]))
+    yield from _metric(POLLED, _one(facts["last_poll"]))
+    yield from _metric(CERTIFICATE, _one(facts["certificate_until"]))
     kept = {"lost": facts["lost"], "waiting": facts["waiting"]}
     refused = facts["quarantine"] - sum(kept.values())
     yield from _metric(QUARANTINE, _by("kind", {"refused": refused, **kept}))

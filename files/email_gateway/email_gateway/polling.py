@@ -231,6 +231,7 @@ class Inbox:
         while True:
             seen = self.take_all(mailbox)
             self._failures = 0
+            self._service.ask("polled")
             if seen.no_room:
                 pause = ROOM_RETRY
             elif seen.left:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import select
 import signal
+import smtplib
 import socket
 import sys
 import threading
@@ -20,7 +21,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from . import config, late, migration, milter, policy, revival
+from . import certificate, config, late, migration, milter, policy, postfix, revival
 from .address_book import stale
 from .addresses import redact
 from .alerts import Alerts
@@ -66,8 +67,8 @@ _ROOM = 30.0
 _MOST_RETURNED = 2**18
 # An address that Zulip has known is known so long, for who wants to be sure (seconds).
 _FRESH = 86400.0
-# So often it is seen whether there is anything to tell the operator (seconds).
-_ALERTED = 60.0
+# So often it is seen whether there is anything to tell the operator, and which certificate is shown (seconds).
+_ALERTED, _HOUR = 60.0, 3600.0
 # A thread needs little, and there may be many.
 _STACK = 2**19
 
@@ -232,6 +233,10 @@ class Service:
             with gateway.journal.change() as database:
                 gateway.journal.write_note(database, "probe", {"at": float(fields["at"]), "seconds": seconds})
             return "0 noted\n"
+        if verb == "polled":
+            with gateway.journal.change() as database:
+                gateway.journal.write_note(database, "last poll", time.time())
+            return "0 noted\n"
         if verb == "replay":
             return _replay(gateway, fields["id"], fields["to"])
         if verb == "purge":
@@ -243,9 +248,8 @@ class Service:
         """What failed inside Zulip or is told late, and what there is to tidy: none goes for long."""
         failures = _patiently(lambda: Failures(self.gateway()).run())
         overdue = _patiently(lambda: late.take_up(self.gateway()))
-        jobs: list[tuple[Callable[[], float], float]] = [
-            *((failures, 0.0), (overdue, 0.0), (self._revive, 0.0), (self._alert, 0.0), (self._tidy, 0.0)),
-        ]
+        work_to_do = (failures, overdue, self._revive, self._look_at_certificate, self._alert, self._tidy)
+        jobs: list[tuple[Callable[[], float], float]] = [(work, 0.0) for work in work_to_do]
         said: set[str] = set()
         while True:
             now = time.monotonic()
@@ -268,6 +272,18 @@ class Service:
         if revival.revive(self.gateway()):
             say("Zulip's mail server answers nothing but 500, and is restarted")
         return _TICK
+
+    def _look_at_certificate(self) -> float:
+        """As a sender is shown it: the file may be for root alone. Postfix may be stopped, or not be ours."""
+        until = None
+        if postfix.is_ours():
+            try:
+                until = certificate.good_until(certificate.shown()) or None
+            except (OSError, smtplib.SMTPException):
+                return _HOUR
+        with self.gateway().journal.change() as database:
+            Journal.write_note(database, "certificate until", until)
+        return _HOUR
 
     def _alert(self) -> float:
         for line in Alerts(self.gateway()).run():

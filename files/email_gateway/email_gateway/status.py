@@ -35,6 +35,7 @@ def collect(config: Config) -> dict[str, Any]:
         "since": journal.note("since"),
         "failed_inside_zulip": counts.pop(FAILED_INSIDE, {}),
         "undeliverable_bounces": sum(counts.pop(UNDELIVERABLE, {}).values()),
+        "accepted": journal.accepted(),
         "counts": counts,
         "quarantine": copies,
         "server_restarts": sum(counts.pop(RESTARTED, {}).values()),
@@ -53,6 +54,9 @@ def collect(config: Config) -> dict[str, Any]:
         "delays": journal.delays(),
         "last_posted": journal.note("last posted"),
         "probe": journal.note("probe"),
+        "last_poll": journal.note("last poll"),
+        "certificate_until": journal.note("certificate until"),
+        "runs": _runs(),
         "queued": journal.queued(),
         "under_way": sum(not flight.kind and not flight.is_question for flight in journal.flights()),
         "worker_log": None if log is None else str(log),
@@ -95,6 +99,15 @@ def render(facts: dict[str, Any], logs: object) -> str:
         lines.append(f"Postfix queue: {queue['mails']} mails{age}")
         lines += [f"  {number:>4} {reason}" for reason, number in sorted(queue["reasons"].items())]
     return "\n".join(lines)
+
+
+def _runs() -> bool:
+    """Whether the service does (systemctl(1))."""
+    command = ("systemctl", "is-active", "--quiet", "zulip-email-gateway.service")
+    try:
+        return subprocess.run(command, capture_output=True, timeout=20, check=False).returncode == 0
+    except (OSError, subprocess.TimeoutExpired):
+        return False
 
 
 def _queue() -> dict[str, Any] | None:

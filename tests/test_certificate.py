@@ -1,0 +1,43 @@
+"""The certificate that senders are shown."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+
+import pytest
+from email_gateway import certificate, postfix
+
+
+@pytest.fixture
+def path(tmp_path):
+    file = tmp_path / "zulip.crt"
+    made = f"openssl req -x509 -newkey rsa:2048 -nodes -keyout /dev/null -days 5 -out {file} -subj /CN=x"
+    names = "subjectAltName=DNS:mx.example.com,DNS:*.mail.example.com"
+    subprocess.run((*made.split(), "-addext", names), check=True, capture_output=True)
+    return file
+
+
+def test_until_when_and_for_whom(path):
+    found = certificate.read(str(path))
+    assert certificate.good_until(found) == pytest.approx(time.time() + 5 * 86400, abs=60)
+    assert certificate.is_for(found, "mx.example.com") and certificate.is_for(found, "a.mail.example.com")
+    assert not certificate.is_for(found, "example.com")
+
+
+def test_none(tmp_path):
+    path = tmp_path / "zulip.crt"
+    path.write_text("nothing")
+    assert certificate.read(str(path)) == certificate.read("/nowhere") == ""
+    assert certificate.good_until("") == 0 and not certificate.is_for("", "x")
+
+
+def test_which_files_main_cf_names(tmp_path, monkeypatch):
+    main_cf = tmp_path / "main.cf"
+    monkeypatch.setattr(postfix, "MAIN_CF", main_cf)
+    assert not postfix.is_ours()
+    main_cf.write_text("smtpd_tls_chain_files = /a.key, /a.crt\n")
+    assert not postfix.is_ours()
+    main_cf.write_text("# Zulip email gateway\nsmtpd_tls_chain_files =\n    /a.key\n    /a.crt\nx = y\n")
+    assert certificate.files_of(postfix.main_cf()) == ("/a.key", "/a.crt")
+    assert certificate.files_of("") == ("", "")
