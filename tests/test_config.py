@@ -47,6 +47,7 @@ def make_config(folder: Path, **changes: Any) -> Config:
         most_queued=480,
         quarantine_bytes=2**20,
         quarantine_days=30,
+        history_mails=250_000,
     )._replace(**changes)
 
 
@@ -68,6 +69,7 @@ def rendered(folder: Path) -> str:
         __email_gateway_state=str(folder),
         __email_gateway_sender_checks="off",
         __email_gateway_system="Debian 12",
+        __email_gateway_zulip={"version": "10.4"},
         __email_gateway_etc=str(folder),
         __email_gateway_secrets="/etc/zulip/zulip-secrets.conf",
         __email_gateway_imap={

@@ -6,7 +6,7 @@ import json
 
 import pytest
 from email_gateway import cli, config, doctor
-from email_gateway.doctor import OK, WARN, WRONG, Finding
+from email_gateway.finding import OK, WARN, WRONG, Finding
 
 FOUND = [
     Finding(OK, "Postfix runs"),

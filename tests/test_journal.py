@@ -71,9 +71,9 @@ def test_a_mail_is_remembered_while_it_is_asked_for(tmp_path, monkeypatch):
         if day == 0:
             finish(journal, Delivered())
         assert journal.delivered([KEY, b"other"]) == [True, False]
-        journal.tidy()
+        journal.tidy(1000)
     monkeypatch.setattr(time, "time", lambda: 2e9 + 100 * 86400)
-    journal.tidy()
+    journal.tidy(1000)
     assert journal.delivered([KEY]) == [False]
 
 
@@ -225,3 +225,34 @@ def test_a_journal_of_the_first_version_is_taken_over(tmp_path):
     ]
     assert (journal.note("feared"), journal.note("since"), journal.flights()) == (None, 8, [])
     assert not journal.began_anew()
+
+
+def test_the_journal_remembers_so_many_mails_at_most(tmp_path, monkeypatch):
+    journal = Journal(tmp_path)
+    with journal.change() as database:
+        for number in range(60):
+            mail = MAIL._replace(key=key_of(str(number)))
+            verdict = Deferred("4.3.2", "x", "later") if number == 0 else Delivered()
+            journal.finish(database, mail, verdict, copy=f"copy{number}" if number == 1 else None)
+            journal.add_posted(database, mail.key, b"a", "", "general", time.time() - 3600 * (60 - number))
+    monkeypatch.setattr(module, "_AT_ONCE", 20)
+    left = []
+    for _ in range(3):
+        journal.tidy(30)
+        left.append(sum(journal.delivered([key_of(str(number)) for number in range(60)])))
+    assert left == [39, 30, 30]  # the copy, and 29 beside the one that waits
+    assert journal.delivered([key_of(str(number)) for number in (1, 30, 31, 59)]) == [True, False, True, True]
+    assert journal.posted() == {"general": 60}
+    with journal.change() as database:
+        assert database.execute("SELECT count(*) FROM posted").fetchone()[0] == 31
+
+
+def test_a_mail_takes_little_of_the_disk(tmp_path):
+    """What docs/variables.md says of email_gateway_history_max_mails."""
+    journal = Journal(tmp_path)
+    with journal.change() as database:
+        for number in range(10_000):
+            mail = MAIL._replace(key=key_of(str(number)), recipient=f"general.{'a' * 32}@mail.example.com")
+            journal.finish(database, mail, Delivered("posted in Zulip", "posted"))
+    journal.close()
+    assert (tmp_path / NAME).stat().st_size < 10_000 * 400

@@ -82,7 +82,7 @@ def test_a_counter_never_goes_down(gateway, monkeypatch):
         for table in ("count", "posted", "delay"):
             database.execute(f"UPDATE {table} SET hour = hour - 2400")
     for _ in range(2):
-        gateway.journal.tidy()
+        gateway.journal.tidy(1000)
         with gateway.journal.change() as database:
             hours = {
                 row[0]

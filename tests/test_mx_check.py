@@ -35,6 +35,12 @@ ZONE = {
     ("target.example.com", "A"): [ADDRESS],
     ("other.example.com", "A"): ["192.0.2.2"],
     ("backup.example.com", "A"): ["192.0.2.3"],
+    ("1.2.0.192.in-addr.arpa", "PTR"): ["backup.example.com.", "target.example.com."],
+    (dns.reversename.from_address("2001:db8::1").to_text(omit_final_dot=True), "PTR"): ["v6.example.com."],
+    ("4.2.0.192.in-addr.arpa", "PTR"): ["target.example.com."],
+    ("6.2.0.192.in-addr.arpa", "PTR"): ["broken.example.com."],
+    **{(f"host{number}.example.com", "A"): [f"192.0.2.{number}"] for number in (4, 5, 6)},
+    **{(f"mail{number}.example.com", "MX"): [f"1 host{number}.example.com."] for number in (4, 5, 6)},
 }
 
 
@@ -143,6 +149,16 @@ def test_no_record_with_a_bare_host_name_is_suggested(server):
 def test_what_works_and_is_odd(server, domain, words):
     found = check(server, f"{domain}.example.com")
     assert found["fault"] == "" and any(words in remark for remark in found["remarks"]), found
+
+
+@pytest.mark.parametrize(("number", "is_told"), [(4, True), (5, True), (6, False)])
+def test_an_address_without_a_name_of_its_own(server, number, is_told):
+    """Its name is another address's; it has none; or nobody can tell."""
+    host = f"host{number}.example.com"
+    found = mx_check.check(f"mail{number}.example.com", "mx", host, [host], [server])
+    words = f"192.0.2.{number} has no name in DNS that leads back to it, and some servers take no mail (bounces)"
+    assert found["fault"] == "" and [words in remark for remark in found["remarks"]] == [True] * is_told
+    assert not is_told or found["remarks"][0].endswith(f"set its reverse name (PTR record) to {host}")
 
 
 def test_one_that_is_asked_later_need_not_resolve(server):

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import ipaddress
 import json
 import os
 import shutil
@@ -222,6 +223,7 @@ def publish(prefix: str) -> None:
         if host != "outside":
             records += [
                 f"address=/{host}.example.com/{address(container)}",
+                f"ptr-record={ipaddress.ip_address(address(container)).reverse_pointer},{host}.example.com",
                 f"mx-host={host}.mail.example.com,{host}.example.com,1",
                 f"mx-host={host}.old.example.com,{host}.example.com,1",
             ]

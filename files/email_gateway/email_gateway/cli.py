@@ -154,6 +154,7 @@ def _become_owner(folder: Path) -> None:
 
 def _doctor(settings: config.Config, as_json: bool) -> int:
     from . import doctor
+    from .finding import WRONG
 
     findings = doctor.examine(settings)
     if as_json:
@@ -161,7 +162,7 @@ def _doctor(settings: config.Config, as_json: bool) -> int:
     else:
         for finding in findings:
             _print(str(finding), colour=_COLOURS[finding.level])
-    return 1 if any(finding.level == doctor.WRONG for finding in findings) else 0
+    return 1 if any(finding.level == WRONG for finding in findings) else 0
 
 
 def _probe(settings: config.Config, service: Client, options: argparse.Namespace) -> int:

@@ -79,8 +79,10 @@ class Config(NamedTuple):
     most_queued: int
     quarantine_bytes: int
     quarantine_days: float
+    history_mails: int
     imap: Imap | None = None
     system: str = ""
+    zulip_version: str = ""
 
     @property
     def pattern(self) -> Pattern:
@@ -137,8 +139,10 @@ def load(path: Path = CONFIG) -> Config:
             most_queued=int(_positive(parser["policy"]["most_queued"])),
             quarantine_bytes=int(_positive(quarantine["max_mib"]) * 2**20),
             quarantine_days=_positive(quarantine["days"]),
+            history_mails=int(_positive(parser["history"]["max_mails"])),
             imap=_imap(parser["imap"]) if "imap" in parser else None,
             system=parser["gateway"].get("system", ""),
+            zulip_version=zulip.get("version", ""),
         )
     except KeyError as error:
         raise Trouble("4.3.5", "configuration", f"{path} lacks {error.args[0]!r}; {_MEND}") from error

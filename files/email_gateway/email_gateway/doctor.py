@@ -8,75 +8,58 @@ playbooks/doctor.yml.
 from __future__ import annotations
 
 import configparser
-import hashlib
 import json
 import platform
 import re
-import smtplib
-import socket
-import ssl
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from . import sender_checks, worker_log
+from . import postfix, postfix_checks, worker_log
 from .client import Client
 from .config import Config
+from .finding import OK, WARN, WRONG, Finding, found, run
 from .quarantine import alarm
-from .verdict import COPY_AGAIN, EX_OK, EX_TEMPFAIL, UNKNOWN_ADDRESS, Trouble, bug
+from .verdict import EX_OK, EX_TEMPFAIL, UNKNOWN_ADDRESS, Trouble, bug
 
 ZULIP_CONF = Path("/etc/zulip/zulip.conf")
+SETTINGS = Path("/etc/zulip/settings.py")
+DEPLOYMENTS = Path("/home/zulip/deployments")
 ZULIP_SECRETS = Path("/etc/zulip/zulip-secrets.conf")
-MAIN_CF = Path("/etc/postfix/main.cf")
-ROOTS_MAIL = Path("/var/mail/root")
 UNITS = Path("/etc/systemd/system")
-# Where rspamd checks senders.
-SENDERS = "/run/zulip-email-gateway-senders/"
 # A mail that has waited this long (seconds) needs somebody to look at it.
 LONG = 3600.0
 # When so many aliases could not be asked for, the others are not either.
 MOST_WAITING = 3
 # Zulip's files are shorter (bytes).
 _LARGEST = 2**20
-# A certificate is renewed well before this time (seconds).
-SOON = 7 * 86400
 # Probes are sent every hour; this long without one (seconds) is too long.
 PROBED = 3 * 3600.0
-
-
-OK, WARN, WRONG = "ok", "warn", "WRONG"
-
-
-class Finding(NamedTuple):
-    """One line of the report. level: OK, WARN or WRONG; remedy: the command or the variable that mends it."""
-
-    level: str
-    text: str
-    remedy: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.level:<6} {self.text}" + (f"; {self.remedy}" if self.remedy else "")
+# An inbox is looked at every nine minutes; this long without it (seconds) is too long.
+POLLED = 1800.0
 
 
 def examine(config: Config) -> list[Finding]:
     """All findings, in the order of a mail's way."""
     checks: list[Callable[[Config], Iterator[Finding]]] = [
         _system,
+        _upgrades,
         _units,
         _inbox,
         _zulip_conf,
+        _pattern,
         _credential,
         _zulip,
+        _worker,
         _aliases,
         _files,
         _journal,
     ]
-    if _is_ours(MAIN_CF):
-        checks[0:0] = [_postfix, _port_25, _postmaster, _certificate]
+    if postfix.is_ours():
+        checks[:0] = postfix_checks.CHECKS
     findings: list[Finding] = []
     for check in checks:
         try:
@@ -90,121 +73,27 @@ def examine(config: Config) -> list[Finding]:
 
 def _system(config: Config) -> Iterator[Finding]:
     """What site.yml has set up depends on the system's release."""
-    found = platform.freedesktop_os_release()
-    now = f"{found['ID'].capitalize()} {found.get('VERSION_ID', '')}"
+    release = platform.freedesktop_os_release()
+    now = f"{release['ID'].capitalize()} {release.get('VERSION_ID', '')}"
     if config.system and now != config.system:
         what = f"the system was upgraded from {config.system} to {now} since playbooks/site.yml ran"
         yield Finding(WRONG, what, "run playbooks/site.yml")
 
 
-def _postfix(config: Config) -> Iterator[Finding]:
-    done = _run("postfix", "check")
-    # That the host has no IPv6 is all right.
-    complaints = [line for line in done.stderr.strip().splitlines() if "disabling IPv6" not in line]
-    if done.returncode or complaints:
-        what = complaints[0] if complaints else f"exit status {done.returncode}"
-        yield Finding(WRONG, f"postfix check: {what}", "run playbooks/site.yml")
-    elif _run("postfix", "status").returncode:
-        yield Finding(WRONG, "Postfix does not run", "look at: systemctl status postfix, journalctl -u 'postfix*'")
-    elif (config.sender_checks != sender_checks.OFF) != (SENDERS in _run("postconf", "-h", "smtpd_milters").stdout):
-        what = f"gateway.conf has sender_checks = {config.sender_checks}, and Postfix is configured otherwise"
-        yield Finding(WRONG, what, "run playbooks/site.yml")
-    else:
-        yield Finding(OK, "Postfix runs, and its configuration is sound")
-
-
-def _port_25(config: Config) -> Iterator[Finding]:
-    """A dialogue up to RCPT, as a sender would have it; no mail."""
-    domain = config.pattern.domain
-    try:
-        with socket.create_connection(("127.0.0.1", 25), 10) as connection, connection.makefile("rwb") as lines:
-            banner = lines.readline().decode("ascii", "replace").strip()
-            answers = []
-            recipient = config.pattern.address("0" * 32)
-            for command in ("EHLO doctor.invalid", "MAIL FROM:<>", f"RCPT TO:<{recipient}>"):
-                lines.write(f"{command}\r\n".encode())
-                lines.flush()
-                while (line := lines.readline())[3:4] == b"-":
-                    pass
-                answers.append(line.decode("ascii", "replace").strip())
-            lines.write(b"QUIT\r\n")
-    except OSError as error:
-        yield Finding(WRONG, f"port 25 does not answer: {error}", "look at: journalctl -u 'postfix*'")
-        return
-    good = banner.startswith(f"220 {domain} ")
-    yield _found(good, f"port 25 greets with {banner!r}", "run playbooks/site.yml")
-    # No channel has that address, so that Zulip, if it is asked, says so; Postfix's own map has other words.
-    is_accepted = answers[-1].startswith("250")
-    good = COPY_AGAIN in answers[-1] if config.asks else is_accepted
-    remedy = "run playbooks/site.yml"
-    if is_accepted:
-        remedy = (
-            "Zulip could not be asked whether it has that address; if nothing else is wrong here, look at: "
-            "systemctl status zulip-email-gateway-policy.socket"
-        )
-    yield _found(good, f"port 25 answers {answers[-1]!r} to an address that no channel has", remedy)
-
-
-def _certificate(_: Config) -> Iterator[Finding]:
-    """With a STARTTLS as a sender would do it: whether the key fits, and the latest is in use."""
-    chain = re.search(r"^smtpd_tls_chain_files *=\s*(\S+)\s+(\S+)", MAIN_CF.read_text(encoding="utf-8"), re.MULTILINE)
-    path = chain[2] if chain else ""
-    end = _run("openssl", "x509", "-enddate", "-noout", "-in", path)
-    if end.returncode:
-        yield Finding(WRONG, f"the certificate {path} cannot be read", "run playbooks/site.yml")
-        return
-    good = _run("openssl", "x509", "-checkend", str(SOON), "-noout", "-in", path).returncode == 0
-    until = end.stdout.strip().partition("=")[2]
-    yield _found(good, f"the certificate {path} is good until {until}", "renew it")
-    ours = _run("openssl", "x509", "-fingerprint", "-sha256", "-noout", "-in", path).stdout
-    try:
-        shown = hashlib.sha256(_certificate_shown()).hexdigest()
-    except (OSError, smtplib.SMTPException) as error:
-        key = chain[1] if chain else ""
-        what = f"STARTTLS at port 25 fails ({error}): is {key} the key of {path}? Senders fall back to plain text"
-        yield Finding(WRONG, what, "put both in place again, and look at: journalctl -u 'postfix*'")
-        return
-    good = shown == ours.partition("=")[2].strip().replace(":", "").lower()
-    text = "STARTTLS at port 25 works, with that certificate"
-    if not good:
-        text = f"STARTTLS at port 25 works with another certificate than {path}"
-    remedy = "look at: systemctl status zulip-email-gateway-certificate.timer, or run: systemctl reload postfix"
-    yield _found(good, text, remedy)
-
-
-def _certificate_shown() -> bytes:
-    context = ssl.create_default_context()
-    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    with smtplib.SMTP("127.0.0.1", 25, "doctor.invalid", timeout=10) as server:
-        server.starttls(context=context)
-        assert isinstance(server.sock, ssl.SSLSocket)
-        return server.sock.getpeercert(binary_form=True) or b""
-
-
-def _postmaster(config: Config) -> Iterator[Finding]:
-    """Whether mail to postmaster is taken, and whether there is room for it (RFC 5321, 4.5.1)."""
-    postmaster = f"postmaster@{config.pattern.domain}"
-    try:
-        with smtplib.SMTP("127.0.0.1", 25, "doctor.invalid", timeout=10) as server:
-            server.ehlo()
-            server.mail("")
-            code, answer = server.rcpt(postmaster)
-    except (OSError, smtplib.SMTPException) as error:
-        yield Finding(WRONG, f"port 25 does not answer: {error}", "look at: journalctl -u 'postfix*'")
-        return
-    if code == 250:
-        yield Finding(OK, f"port 25 takes mail to {postmaster}")
-    else:
-        said = answer.decode("ascii", "replace")
-        yield Finding(WRONG, f"port 25 refuses mail to {postmaster}: {code} {said}", "see docs/troubleshooting.md")
-    if not ROOTS_MAIL.exists():
-        return
-    size = ROOTS_MAIL.stat().st_size
-    most = int(_run("postconf", "-h", "mailbox_size_limit").stdout.strip() or 0)
-    if most and size > most / 2:
-        what = f"{ROOTS_MAIL}, where mail to {postmaster} goes, has {size >> 20} of at most {most >> 20} MiB"
-        remedy = "read and empty it, or send root's mail elsewhere (/etc/aliases, then newaliases)"
-        yield Finding(WRONG, what, remedy)
+def _upgrades(config: Config) -> Iterator[Finding]:
+    """Whether one of Zulip or of packages was begun and not ended; and one of Zulip since site.yml ran."""
+    if (DEPLOYMENTS / "next").exists():
+        what = f"an upgrade of Zulip was begun and has not ended ({DEPLOYMENTS / 'next'})"
+        yield Finding(WARN, what, "run it again to its end, then playbooks/site.yml")
+    with suppress(OSError):
+        text = (DEPLOYMENTS / "current/version.py").read_text(encoding="utf-8", errors="replace")
+        version = re.search(r"^ZULIP_VERSION = [\"'](.*)[\"']", text, re.MULTILINE)
+        if version and config.zulip_version not in ("", version[1]):
+            what = f"Zulip was upgraded from {config.zulip_version} to {version[1]} since playbooks/site.yml ran"
+            yield Finding(WARN, what, "run playbooks/site.yml")
+    if unfinished := run("dpkg", "--audit").stdout.strip():
+        what = f"dpkg has not finished with all packages: {unfinished.splitlines()[0]}"
+        yield Finding(WARN, what, "run: dpkg --configure -a, then playbooks/site.yml")
 
 
 def _units(_: Config) -> Iterator[Finding]:
@@ -212,9 +101,9 @@ def _units(_: Config) -> Iterator[Finding]:
     for path in sorted(UNITS.glob("zulip-email-gateway*")):
         if not path.is_file() or "[Install]" not in path.read_text(encoding="utf-8"):
             continue  # an operator's own additions; or it is started by another one
-        good = _run("systemctl", "is-active", "--quiet", path.name).returncode == 0
+        good = run("systemctl", "is-active", "--quiet", path.name).returncode == 0
         text = f"{path.name} {'runs' if good else 'does not run'}"
-        yield _found(good, text, f"look at: systemctl status {path.name}; run playbooks/site.yml")
+        yield found(good, text, f"look at: systemctl status {path.name}; run playbooks/site.yml")
 
 
 def _inbox(config: Config) -> Iterator[Finding]:
@@ -224,7 +113,7 @@ def _inbox(config: Config) -> Iterator[Finding]:
         return
     asked = {"imap": imap._replace(secret=imap.secrets())._asdict(), "state_dir": str(folder), "accept_existing": True}
     command = ("runuser", "-u", folder.owner(), "--", sys.argv[0], "poll", "--try")
-    done = _run(*command, input=json.dumps({**asked, "timeout": config.timeout}))
+    done = run(*command, input=json.dumps({**asked, "timeout": config.timeout}))
     good = done.returncode == 0
     yield Finding(OK if good else WRONG, (done.stdout if good else done.stderr).strip())
 
@@ -237,7 +126,20 @@ def _zulip_conf(config: Config) -> Iterator[Finding]:
     text = "Zulip's Puppet leaves the mail system alone"
     if not good:
         text = f"{ZULIP_CONF} lists {classes}: Zulip's next upgrade takes the mail system over"
-    yield _found(good, text, "run playbooks/site.yml with email_gateway_takeover: true")
+    yield found(good, text, "run playbooks/site.yml with email_gateway_takeover: true")
+
+
+def _pattern(config: Config) -> Iterator[Finding]:
+    """Whether Zulip gives out the addresses that the gateway takes."""
+    if not SETTINGS.exists():
+        return
+    given = re.findall(r"^EMAIL_GATEWAY_PATTERN *= *(.*)$", _as_zulip(SETTINGS), re.MULTILINE)
+    ours = config.pattern.address("%s")
+    good = bool(given) and given[-1].strip() in (f'"{ours}"', f"'{ours}'")
+    text = f"Zulip gives out addresses as {ours}"
+    if not good:
+        text = f"{SETTINGS} has EMAIL_GATEWAY_PATTERN = {given[-1] if given else '(none)'}, and the gateway {ours}"
+    yield found(good, text, "run playbooks/site.yml")
 
 
 def _credential(config: Config) -> Iterator[Finding]:
@@ -247,12 +149,26 @@ def _credential(config: Config) -> Iterator[Finding]:
     text = "the credential is Zulip's shared secret"
     if not good:
         text = f"{ZULIP_SECRETS} has another shared secret than the gateway"
-    yield _found(good, text, "run playbooks/site.yml")
+    yield found(good, text, "run playbooks/site.yml")
 
 
 def _zulip(config: Config) -> Iterator[Finding]:
     status, line, _ = Client(config.hand_over).ask("check")
     yield Finding(OK, line.partition(" ")[2]) if status == EX_OK else Finding(WRONG, line)
+
+
+def _worker(_: Config) -> Iterator[Finding]:
+    """Whether the process runs that posts what Zulip has accepted."""
+    if ZULIP_CONF.exists():
+        good = any(b"process_queue" in line and b"email_mirror" in line for line in _command_lines())
+        text = f"Zulip's email_mirror worker {'runs' if good else 'does not run: nothing is posted'}"
+        yield found(good, text, "look at: supervisorctl status")
+
+
+def _command_lines() -> Iterator[bytes]:
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):  # it has ended
+            yield path.read_bytes()
 
 
 def _aliases(config: Config) -> Iterator[Finding]:
@@ -282,7 +198,7 @@ def _files(config: Config) -> Iterator[Finding]:
                 break
     logs = (config.logs / name for name in (*worker_log.NAMES, worker_log.ERRORS))
     for path in (*logs, config.queue_errors):
-        if path.exists() and _run("runuser", "-u", owner, "--", "test", "-r", str(path)).returncode:
+        if path.exists() and run("runuser", "-u", owner, "--", "test", "-r", str(path)).returncode:
             what = f"the user {owner} cannot read {path}"
             yield Finding(WRONG, what, f"run playbooks/site.yml, or look at: namei -l {path}")
 
@@ -290,14 +206,15 @@ def _files(config: Config) -> Iterator[Finding]:
 def _journal(config: Config) -> Iterator[Finding]:
     """What status tells, and whether somebody has to look at it."""
     # By the program itself, which goes on as the gateway's user: what root writes that could not read.
-    done = _run(sys.argv[0], "status", "--json")
+    done = run(sys.argv[0], "status", "--json")
     if done.returncode:
         yield Finding(WRONG, done.stderr.strip().removeprefix("zulip-email-gateway: "))
         return
     facts = json.loads(done.stdout)
     yield from _outcomes(config, facts)
     yield from _probed(config, facts)
-    if _is_ours(MAIN_CF):
+    yield from _polled(facts)
+    if postfix.is_ours():
         queue = facts["queue"]
         if queue is None:
             yield Finding(WRONG, "Postfix's queue cannot be read", "look at: systemctl status postfix")
@@ -329,6 +246,19 @@ def _probed(config: Config, facts: dict[str, Any]) -> Iterator[Finding]:
         yield Finding(OK, f"the last probe was posted after {facts['probe']['seconds']:.1f} s")
 
 
+def _polled(facts: dict[str, Any]) -> Iterator[Finding]:
+    """When the inbox was last looked through to its end."""
+    if not (UNITS / "zulip-email-gateway-poll.service").exists():  # Zulip itself may read it
+        return
+    last = facts["last_poll"]
+    if last is None:
+        yield Finding(WARN, "the inbox was not read yet", "look at: journalctl -u zulip-email-gateway-poll")
+    else:
+        at = time.strftime("%Y-%m-%d %H:%M", time.localtime(last))
+        good = time.time() - last < POLLED
+        yield found(good, f"the inbox was last read at {at}", "look at: journalctl -u zulip-email-gateway-poll")
+
+
 def _outcomes(config: Config, facts: dict[str, Any]) -> Iterator[Finding]:
     """Whether Zulip posts what it accepts."""
     if facts["worker_log"] is None and ZULIP_CONF.exists():
@@ -349,32 +279,20 @@ def _outcomes(config: Config, facts: dict[str, Any]) -> Iterator[Finding]:
         yield Finding(WRONG, what, "look at: supervisorctl status")
 
 
-def _is_ours(path: Path) -> bool:
-    return path.exists() and "Zulip email gateway" in path.read_text(encoding="utf-8", errors="replace")
+def _as_zulip(path: Path) -> str:
+    """A file of Zulip's, read as its user, who may have put anything there; raises Trouble."""
+    done = run("runuser", "-u", "zulip", "--", "head", "-c", str(_LARGEST), "--", str(path), seconds=10)
+    if done.returncode:
+        raise Trouble("4.3.5", "configuration", f"the user zulip cannot read {path}: {done.stderr.strip()}")
+    return done.stdout
 
 
 def _zulips(path: Path) -> configparser.RawConfigParser:
-    """A file of Zulip's, read as its user, who may have put anything there; raises Trouble."""
-    done = _run("runuser", "-u", "zulip", "--", "head", "-c", str(_LARGEST), "--", str(path), seconds=10)
-    if done.returncode:
-        raise Trouble("4.3.5", "configuration", f"the user zulip cannot read {path}: {done.stderr.strip()}")
-    found = configparser.RawConfigParser()
+    """The same, of sections with names and values."""
+    text, parser = _as_zulip(path), configparser.RawConfigParser()
     try:
-        found.read_string(done.stdout)
+        parser.read_string(text)
     except configparser.Error as error:  # its text quotes lines, which may be secret
         what = f"{path} cannot be parsed ({type(error).__name__})"
         raise Trouble("4.3.5", "configuration", f"{what}; run playbooks/site.yml, which names the line") from error
-    return found
-
-
-def _found(good: bool, text: str, remedy: str) -> Finding:
-    return Finding(OK, text) if good else Finding(WRONG, text, remedy)
-
-
-def _run(*command: str, input: str | None = None, seconds: float = 60) -> subprocess.CompletedProcess[str]:
-    try:
-        return subprocess.run(
-            command, input=input, capture_output=True, text=True, errors="replace", timeout=seconds, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return subprocess.CompletedProcess(command, 127, "", str(error))
+    return parser

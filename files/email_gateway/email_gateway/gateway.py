@@ -186,7 +186,7 @@ class Gateway:
         self.backlog.tidy()
         self.pace.tidy()
         self.quarantine.tidy()
-        self.journal.tidy()
+        self.journal.tidy(self.config.history_mails)
         if self._backend is not None:
             self._backend.close_idle()
         return self.quarantine.tidy_lost()

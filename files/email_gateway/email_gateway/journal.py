@@ -42,6 +42,8 @@ UNDELIVERABLE = "undeliverable@gateway.invalid"
 KEPT = 14 * 86400
 # Zulip writes a mail that it failed with into its file at once (seconds, with much to spare).
 _EXPECTED = 3600
+# So many mails at a time: nobody is to wait for it.
+_AT_ONCE = 1000
 # Counts are kept by the hour for this time (seconds), and then only their sum, as hour 0.
 _COUNTED = 90 * 86400
 # From acceptance to posted: up to so many seconds.
@@ -707,21 +709,25 @@ class Journal:
 
     # --- The file itself
 
-    def tidy(self) -> None:
-        """Forget what is old, a little at a time."""
+    def tidy(self, most: int) -> None:
+        """Forget what is old, a little at a time, and what has become of mails beyond so many."""
         now = time.time()
         with self.change() as database:
-            database.execute(
-                "DELETE FROM mail WHERE id IN"
-                " (SELECT id FROM mail WHERE copy IS NULL AND changed < ? ORDER BY changed LIMIT 1000)",
-                (now - KEPT,),
-            )
+            oldest = "SELECT id FROM mail WHERE copy IS NULL AND {} ORDER BY changed LIMIT ?"
+            remove = f"DELETE FROM mail WHERE id IN ({oldest})"
+            database.execute(remove.format("changed < ?"), (now - KEPT, _AT_ONCE))
+            number = database.execute("SELECT count(*) FROM mail WHERE copy IS NULL").fetchone()[0]
+            done = "state IN ('delivered', 'refused')"  # what waits has to be known
+            database.execute(remove.format(done), (min(max(0, number - most), _AT_ONCE),))
             for table, what, sums in (
                 ("count", "outcome, cause", "number"),
                 ("posted", "channel", "number"),
                 ("delay", "bound", "number, seconds"),
             ):
-                _sum_up(database, table, what, sums.split(", "), int((now - _COUNTED) // 3600))
+                query = f"SELECT hour FROM {table} ORDER BY hour DESC LIMIT 1 OFFSET ?"
+                too_many = database.execute(query, (most,)).fetchone()
+                before = max(int((now - _COUNTED) // 3600), too_many[0] + 1 if too_many else 0)
+                _sum_up(database, table, what, sums.split(", "), before)
             database.execute("DELETE FROM known WHERE changed < ?", (now - _COUNTED,))
             database.execute("DELETE FROM queued WHERE at < ?", (now - KEPT,))
             database.execute("DELETE FROM failure WHERE at < ?", (now - _EXPECTED,))

@@ -128,7 +128,15 @@ def test_windows_and_hosts(mx):
 
 def test_values_reach_the_program_and_postfix(mx):
     conf = mx.sh("cat /etc/zulip-email-gateway/gateway.conf")
-    values = ("auto_replies = post", "timeout = 10", "share = 9", "max_wait = 30", "max_mib = 1", "days = 2")
+    values = (
+        "auto_replies = post",
+        "timeout = 10",
+        "share = 9",
+        "max_wait = 30",
+        "max_mib = 1",
+        "days = 2",
+        "max_mails = 1000",
+    )
     for line in (*values, "unknown_addresses = accept", "most_queued = 50"):
         assert f"\n{line}\n" in conf
     assert mx.sh("postconf -h message_size_limit zulip_time_limit").split() == ["1000000", "135"]

@@ -69,7 +69,8 @@ StartLimitIntervalSec=0
 [Service]
 User=zulip
 WorkingDirectory=/opt/zulip-standin
-ExecStart=/usr/bin/python3 -u worker.py
+# With the arguments of Zulip's own.
+ExecStart=/usr/bin/python3 -u worker.py process_queue --queue_name=email_mirror --skip-checks
 Restart=on-failure
 [Install]
 WantedBy=multi-user.target
@@ -114,6 +115,7 @@ printf "[Unit]\nStartLimitIntervalSec=0\n" > /etc/systemd/system/nginx.service.d
 rm /etc/nginx/sites-enabled/default
 ln -s /etc/nginx/sites-available/zulip /etc/nginx/sites-enabled/zulip
 openssl req -x509 -newkey rsa:2048 -nodes -days 3650 -subj /CN=zulip.example.com \
+  -addext subjectAltName=DNS:*.example.com \
   -keyout /etc/ssl/private/zulip.key -out /etc/ssl/certs/zulip.combined-chain.crt 2>/dev/null
 chmod 640 /etc/ssl/private/zulip.key
 

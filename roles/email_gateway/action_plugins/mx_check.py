@@ -24,6 +24,7 @@ from ansible.plugins.action import ActionBase
 try:
     import dns.exception
     import dns.resolver
+    import dns.reversename
 except ImportError:
     dns = None  # type: ignore[assignment]
 
@@ -116,6 +117,13 @@ class Dns:
             if not found:
                 raise
         return Exchanger(preference, host, canonical, [record.address for record in found])
+
+    def names_back(self, address: str) -> list[str]:
+        """The names in the PTR records of an address; without those that are other addresses' names."""
+        _, found, _ = self.ask(plain(dns.reversename.from_address(address)), "PTR")
+        kind = "AAAA" if ":" in address else "A"
+        names = [plain(record.target) for record in found]
+        return [name for name in names if address in {record.address for record in self.ask(name, kind)[1]}]
 
     def mail(self, domain: str) -> Mail:
         """Where a sender takes the mail of a domain (RFC 5321, 5.1)."""
@@ -257,7 +265,8 @@ def check(domain: str, host: str, fqdn: str, here: list[str], servers: list[str]
     """What the action returns."""
     result: dict[str, Any] = {"changed": False, "records": [], "fault": "", "remarks": [], "address": ""}
     try:
-        mail = Dns(servers).mail(plain(domain))
+        names = Dns(servers)
+        mail = names.mail(plain(domain))
     except Unfit as error:
         text = str(error)
         if text[0].islower():
@@ -269,5 +278,20 @@ def check(domain: str, host: str, fqdn: str, here: list[str], servers: list[str]
     fault, remarks = judge(mail, host, fqdn, here)
     own = names_of(here)
     sought = [one for one in mail.first if one.means(own)] or mail.first
-    addresses = [address for one in sought[:1] for address in one.addresses]
-    return result | {"records": mail.records, "fault": fault, "remarks": remarks, "address": "".join(addresses[:1])}
+    address = next((address for one in sought[:1] for address in one.addresses), "")
+    if address and not fault:
+        remarks += without_name(names, address, plain(fqdn))
+    return result | {"records": mail.records, "fault": fault, "remarks": remarks, "address": address}
+
+
+def without_name(names: Dns, address: str, fqdn: str) -> list[str]:
+    """What there is to say if nobody finds a name for the address, from which bounces leave the host."""
+    try:
+        if names.names_back(address):
+            return []
+    except Unfit:
+        return []
+    what = (
+        f"{address} has no name in DNS that leads back to it, and some servers take no mail (bounces) from such a host"
+    )
+    return [f"{what}; have its provider set its reverse name (PTR record) to {fqdn}"]

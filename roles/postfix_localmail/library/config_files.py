@@ -7,6 +7,7 @@ former ones, and takes half a second for each.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import tempfile
 from pathlib import Path
@@ -19,10 +20,15 @@ short_description: Write the files of one configuration, all or none
 description:
   - Puts all files into a temporary folder, checks them there, and then moves those that differ into their places, in
     the order given. They belong to root and everybody can read them.
+  - Their checksums are written as well, so that it can be seen on the host whether somebody has changed them.
 options:
   files:
     description: Absolute paths and contents; two files must not have the same name.
     type: dict
+    required: true
+  checksums:
+    description: Path of a file for their checksums, as sha256sum(1) writes and reads it.
+    type: path
     required: true
   validate:
     description:
@@ -37,6 +43,7 @@ EXAMPLES = r"""
     files:
       /etc/postfix/master.cf: "{{ lookup('ansible.builtin.template', 'master.cf.j2') }}"
       /etc/postfix/main.cf: "{{ lookup('ansible.builtin.template', 'main.cf.j2') }}"
+    checksums: /etc/postfix/ours.sha256
     validate: postfix -c "$1" check
 """
 
@@ -65,10 +72,17 @@ def difference(path: str, content: str) -> dict[str, str]:
 
 def main() -> None:
     module = AnsibleModule(
-        argument_spec={"files": {"type": "dict", "required": True}, "validate": {"type": "str"}},
+        argument_spec={
+            "files": {"type": "dict", "required": True},
+            "checksums": {"type": "path", "required": True},
+            "validate": {"type": "str"},
+        },
         supports_check_mode=True,
     )
-    files, validate = module.params["files"], module.params["validate"]
+    files, validate = dict(module.params["files"]), module.params["validate"]
+    files[module.params["checksums"]] = "".join(
+        f"{hashlib.sha256(content.encode()).hexdigest()}  {path}\n" for path, content in files.items()
+    )
     wrong = {path: content for path, content in files.items() if not is_right(Path(path), content)}
     diff = [difference(path, content) for path, content in wrong.items()]
     if not wrong:
