@@ -256,3 +256,18 @@ def test_a_mail_takes_little_of_the_disk(tmp_path):
             journal.finish(database, mail, Delivered("posted in Zulip", "posted"))
     journal.close()
     assert (tmp_path / NAME).stat().st_size < 10_000 * 400
+
+
+def test_history_by_the_hour(tmp_path):
+    journal = Journal(tmp_path)
+    now = time.time()
+    with journal.change() as database:
+        journal.finish(database, MAIL, Delivered("posted in Zulip", "posted"))
+        journal.add_posted(database, MAIL.key, b"a", "", "general", now)
+        journal.add_posted(database, b"x", b"a", "", "general", now - 10 * 86400)
+        database.execute("INSERT INTO delay VALUES (?, ?, 1, 100000)", (int(now // 3600), float("inf")))
+    hour = int(now // 3600)
+    found = journal.history(now - 7200)
+    assert found["posted"] == [(hour, "general", 1)]
+    assert found["outcomes"] == [(hour, "accepted", "postfix", 1), (hour, "delivered", "posted", 1)]
+    assert [row[:3] for row in found["delays"]] == [(hour, 0.5, 1), (hour, None, 1)]

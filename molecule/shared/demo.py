@@ -10,9 +10,11 @@ import json
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import testhosts
 
+INVENTORY = ("-i", "inventory/demo")
 PREFIX = "zeg-demo"
 DOMAIN = "mx.mail.example.com"
 
@@ -23,7 +25,7 @@ def main() -> None:
         testhosts.say("Starting a host with systemd and a stand-in for Zulip, and a DNS server ...")
         testhosts.up(PREFIX, ["mx:bookworm"])
     testhosts.say("Running playbooks/site.yml against inventory/demo ...")
-    play = subprocess.run(("ansible-playbook", "-i", "inventory/demo", "playbooks/site.yml"), check=False)
+    play = subprocess.run(("ansible-playbook", *INVENTORY, "playbooks/site.yml"), check=False)
     if play.returncode:
         sys.exit("playbooks/site.yml failed, see above. make demo-down removes the host.")
     state = testhosts.zulip_state(f"{PREFIX}-mx")
@@ -52,9 +54,19 @@ def main() -> None:
     while time.time() - started < 60:
         if any(message["topic"] == topic for message in testhosts.zulip_state(f"{PREFIX}-mx")["messages"]):
             print(f"delivered to #general > {topic} in {time.time() - started:.1f} s")
+            print(f"A report for your browser: {report()}")
             return
         time.sleep(0.1)
     sys.exit("the mail did not arrive within 60 s; see: podman exec zeg-demo-mx journalctl -u 'postfix*'")
+
+
+def report() -> Path:
+    path = Path.cwd() / "zulip-email-report.html"
+    command = ("ansible-playbook", *INVENTORY, "-e", f"report_file={path}", "playbooks/report.yml")
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"playbooks/report.yml failed:\n{done.stdout}{done.stderr}")
+    return path
 
 
 def running() -> bool:

@@ -67,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     form = status.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="for programs")
     form.add_argument("--prometheus", action="store_true", help="for Prometheus, in its text format")
+    form.add_argument("--history", type=int, metavar="DAYS", help="what was counted hour by hour, for programs")
 
     probe = commands.add_parser(
         "probe",
@@ -246,6 +247,10 @@ def _with_packages() -> None:
 def _status(settings: config.Config, options: argparse.Namespace) -> int:
     from . import metrics, status
 
+    if options.history is not None:
+        since = time.time() - options.history * 86400
+        _print(json.dumps(Journal(settings.state_dir, create=False).history(since)))
+        return 0
     facts = status.collect(settings)
     if options.prometheus:
         print(redact(metrics.render(facts)), end="")

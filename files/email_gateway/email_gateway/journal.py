@@ -441,6 +441,20 @@ class Journal:
                 found.setdefault(outcome, {})[cause] = number
         return found
 
+    def history(self, since: float) -> dict[str, list[tuple[Any, ...]]]:
+        """What was counted from that time on (Unix seconds), by hours (Unix seconds / 3600): outcomes with their
+        causes, mails posted by channel, and delays by their bound (None: the last) with the sum of their seconds."""
+        queries = {
+            "outcomes": "SELECT hour, outcome, cause, number FROM count WHERE hour >= ? ORDER BY hour",
+            "posted": "SELECT hour, channel, number FROM posted WHERE hour >= ? ORDER BY hour",
+            "delays": "SELECT hour, nullif(bound, 9e999), number, seconds FROM delay WHERE hour >= ? ORDER BY hour",
+        }
+        with self._look() as database:
+            return {
+                what: database.execute(query, (max(1, int(since // 3600)),)).fetchall()
+                for what, query in queries.items()
+            }
+
     def accepted(self) -> dict[str, int]:
         """How many mails came, by source."""
         with self._look() as database:

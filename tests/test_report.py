@@ -1,0 +1,111 @@
+"""playbooks/report.yml: what it draws of what hosts tell, and what it says of those that tell nothing."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import report
+from ansible.errors import AnsibleFilterError
+from email_gateway.gateway import Envelope
+from email_gateway.journal import add_to_count
+from email_gateway.verdict import Refused
+from mails import mail
+from test_config import rendered, write_addresses
+from test_gateway import CHANNEL, FROM_POSTFIX
+
+PROJECT = Path(__file__).parents[1]
+PROGRAM = PROJECT / "files/email_gateway/zulip-email-gateway"
+
+
+@pytest.mark.parametrize(
+    ("found", "part", "seconds"),
+    [
+        ([], 0.5, None),
+        ([(1.0, 0), (float("inf"), 0)], 0.5, None),
+        ([(1.0, 10), (2.0, 10)], 0.5, 1.0),
+        ([(1.0, 10), (2.0, 10)], 0.75, 1.5),
+        ([(1.0, 10), (2.0, 0), (4.0, 10)], 0.99, 3.96),
+        ([(1.0, 1), (60.0, 1), (float("inf"), 8)], 0.95, 60.0),
+    ],
+)
+def test_quantiles_of_a_histogram(found, part, seconds):
+    assert report.quantile(found, part) == (None if seconds is None else pytest.approx(seconds))
+
+
+def test_without_the_chart_library_it_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(report, "pygal", None)
+    with pytest.raises(AnsibleFilterError, match="pip install pygal"):
+        report.report({})
+
+
+def test_charts_of_nothing_yet():
+    history = {"outcomes": [], "posted": [], "delays": []}
+    found = report.report({"status": {"now": time.time()}, "history": history})
+    assert found["reasons"] == found["channels"] == [] and set(found["quantiles"].values()) == {None}
+    assert "nothing yet" in found["delays"] and all("<svg" in found[chart] for chart in ("per_day", "per_hour"))
+
+
+def written(folder: Path, program: str) -> str:
+    """The report of two hosts, the second of which cannot be reached; `program` is what the first one has."""
+    command = folder / "bin/zulip-email-gateway"
+    command.parent.mkdir()
+    command.write_text(f"#!/bin/sh\n{program}\n")
+    command.chmod(0o755)
+    inventory = folder / "inventory"
+    inventory.write_text("[zulip]\nhere ansible_connection=local\ngone ansible_host=127.0.0.1 ansible_port=1\n")
+    done = subprocess.run(
+        (
+            *("ansible-playbook", "-i", inventory, "-e", "ansible_become=false", "-e", f"report_file={folder}/r.html"),
+            PROJECT / "playbooks/report.yml",
+        ),
+        env={**os.environ, "PATH": f"{command.parent}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0 and f"msg: {folder}/r.html" in done.stdout, done.stdout + done.stderr
+    return (folder / "r.html").read_text()
+
+
+@pytest.fixture
+def page(gateway, tmp_path):
+    """With the program itself, on a journal with some history."""
+    for number in range(3):
+        gateway.deliver(FROM_POSTFIX._replace(queue_id=f"Q{number}"), mail(b"%d" % number))
+    gateway.answers = [Refused("5.1.1", "unknown address", "no <b>such</b> address")]
+    gateway.deliver(Envelope(CHANNEL), mail(b"m"))
+    with gateway.journal.change() as database:
+        add_to_count(database, "rejected", "<i>odd</i> cause", 4)
+        add_to_count(database, "delivered", "posted", 900, int(time.time() // 3600) - 24 * 60)
+    gateway.journal.close()
+    (tmp_path / "gateway.conf").write_text(rendered(tmp_path))
+    write_addresses(tmp_path)
+    return written(tmp_path, f'exec {sys.executable} {PROGRAM} --config {tmp_path}/gateway.conf "$@"')
+
+
+def test_a_report(page):
+    assert re.search(r"<strong>3</strong>posted in 24 hours", page)
+    assert re.search(r"<strong>5</strong>refused or rejected in 24 hours", page)
+    assert '<td>general (zulip)</td><td class="number">3</td>' in page
+    assert '<td>unknown address (refused)</td><td class="number">1</td>' in page
+    assert "<td>&lt;i&gt;odd&lt;/i&gt; cause (rejected at port 25)</td>" in page
+    assert page.count("<svg") == 3 and '<span class="WRONG">WRONG</span>' in page
+    assert "900" not in re.sub(r"<svg.*?</svg>", "", page, flags=re.DOTALL)
+
+
+def test_it_needs_nothing_from_elsewhere_and_runs_no_script(page):
+    assert "<script" not in page and "@import" not in page and "url(" not in page
+    assert {url for url in re.findall(r"(?:src|href)=\"([^\"]*)\"", page) if not url.startswith("#")} == set()
+    assert "default-src 'none'" in page
+
+
+def test_hosts_that_tell_nothing(tmp_path):
+    page = written(tmp_path, "echo 'zulip-email-gateway: no <journal> yet' >&2; exit 75")
+    assert "This host could not be asked: zulip-email-gateway: no &lt;journal&gt; yet" in page
+    assert page.count("This host could not be asked:") == 2 and "it cannot be reached, or the gateway" in page
