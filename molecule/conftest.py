@@ -23,7 +23,8 @@ import testhosts
 
 # Modules of tests: what they assert is shown in full as well.
 pytest.register_assert_rewrite(
-    "figures", "floods", "rows", "attacks", "strangers", "network", "neighbours", "unusual", "names", "forged"
+    *("figures", "floods", "rows", "attacks", "strangers", "network", "neighbours", "unusual", "names", "forged"),
+    *("diagnoses", "outside", "paper"),
 )
 
 PROJECT = Path(__file__).resolve().parents[1]

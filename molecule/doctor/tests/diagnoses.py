@@ -1,0 +1,346 @@
+"""What is broken, and what doctor, the metrics and the alerts say of it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import pytest
+from conftest import ZulipHost, wait
+from figures import JOURNAL, SOCKETS, STATE
+
+SITE = "run playbooks/site.yml"
+CONF = "/etc/zulip-email-gateway/gateway.conf"
+KEY, CHAIN = "/etc/ssl/private/zulip.key", "/etc/ssl/certs/zulip.combined-chain.crt"
+DATABASE = "/var/lib/zulip-standin/zulip.sqlite"
+TOPIC = "Email gateway"
+
+
+class Diagnosis(NamedTuple):
+    """What breaks it and what mends it (shell), doctor's line and its remedy. metric: a line of `status
+    --prometheus` meanwhile; alert: what is posted in Zulip, and then that it is over; only: a version of Zulip."""
+
+    spoil: str
+    mend: str
+    line: str
+    remedy: str = ""
+    metric: str = ""
+    alert: tuple[str, str] = ("", "")
+    only: int = 0
+
+
+def replaced(path: str, expression: str) -> tuple[str, str]:
+    """Edit a file, and put it back."""
+    name = path.rpartition("/")[2]
+    return f"cp -p {path} /root/{name}; sed -i '{expression}' {path}", f"cp -p /root/{name} {path}"
+
+
+def certificate(days: int, names: str = "*.example.com", reload: bool = True) -> str:
+    """Another key and certificate."""
+    make = (
+        f"openssl req -x509 -newkey rsa:2048 -nodes -days {days} -subj /CN=x -addext subjectAltName=DNS:{names} "
+        f"-keyout /root/new.key -out /root/new.crt 2>/dev/null; cat /root/new.key > {KEY}; cat /root/new.crt > {CHAIN}"
+    )
+    keep = f"cp -p {KEY} /root/kept.key; cp -p {CHAIN} /root/kept.crt; systemctl stop zulip-email-gateway-certificate.timer"
+    return f"{keep}; {make}" + ("; postfix reload 2>/dev/null; sleep 1" if reload else "")
+
+
+RENEWED = (
+    f"cp -p /root/kept.key {KEY}; cp -p /root/kept.crt {CHAIN}; postfix reload 2>/dev/null; sleep 1; "
+    "systemctl start zulip-email-gateway-certificate.timer"
+)
+IN_ZULIP = f"python3 -c 'import sqlite3, sys; d = sqlite3.connect(\"{DATABASE}\"); d.execute(sys.argv[1]); d.commit()'"
+POSTFIX_AGAIN = "cp -p /root/main.cf /etc/postfix/; postfix reload 2>/dev/null; sleep 1"
+
+
+def in_main_cf(*settings: str) -> str:
+    words = " ".join(f"'{setting}'" for setting in settings)
+    return f"cp -p /etc/postfix/main.cf /root/; postconf -e {words}; postfix reload 2>/dev/null; sleep 1"
+
+
+DIAGNOSES = {
+    # --- Postfix
+    "Postfix stopped": Diagnosis(
+        "systemctl stop postfix", "systemctl start postfix", "WRONG  Postfix does not run", "systemctl status postfix"
+    ),
+    "Postfix cannot start": Diagnosis(
+        "mv /etc/postfix/master.cf /root/", "mv /root/master.cf /etc/postfix/", "WRONG  postfix check: ", SITE
+    ),
+    "main.cf was edited": Diagnosis(
+        "cp -p /etc/postfix/main.cf /root/; echo '# mine' >> /etc/postfix/main.cf",
+        "cp -p /root/main.cf /etc/postfix/",
+        "WRONG  /etc/postfix/main.cf: not what playbooks/site.yml has written",
+        "postfix_localmail_settings",
+    ),
+    "no checksums": Diagnosis(
+        "mv /etc/postfix/zulip-email-gateway.sha256 /root/",
+        "mv /root/zulip-email-gateway.sha256 /etc/postfix/",
+        "warn   there is no /etc/postfix/zulip-email-gateway.sha256",
+        SITE,
+    ),
+    "another greeting": Diagnosis(
+        in_main_cf("smtpd_banner=other.example.com ESMTP"),
+        POSTFIX_AGAIN,
+        "WRONG  port 25 greets with '220 other.example.com ESMTP'",
+        SITE,
+    ),
+    "nobody asks the gateway": Diagnosis(
+        "chgrp root /run/zulip-email-gateway.policy; postfix reload 2>/dev/null; sleep 1",
+        "chgrp postfix /run/zulip-email-gateway.policy",
+        "WRONG  port 25 answers ",
+        "systemctl status zulip-email-gateway-policy.socket",
+    ),
+    "no mail for postmaster": Diagnosis(
+        in_main_cf("smtpd_recipient_restrictions=reject"),
+        POSTFIX_AGAIN,
+        "WRONG  port 25 refuses mail to postmaster@",
+        "see docs/troubleshooting.md",
+    ),
+    "root's mailbox is nearly full": Diagnosis(
+        "truncate -s 40M /var/mail/root",
+        "rm /var/mail/root",
+        "WRONG  /var/mail/root, where mail to postmaster@",
+        "read and empty it",
+    ),
+    "other sender checks": Diagnosis(
+        *replaced(CONF, "s/^sender_checks = mark/sender_checks = off/"),
+        "WRONG  gateway.conf has sender_checks = off, and Postfix is configured otherwise",
+        SITE,
+    ),
+    "senders are not checked": Diagnosis(
+        "systemctl stop zulip-email-gateway-senders",
+        "systemctl start zulip-email-gateway-senders",
+        "WRONG  zulip-email-gateway-senders.service does not run",
+        "systemctl status zulip-email-gateway-senders.service",
+    ),
+    # --- The certificate
+    "a certificate that expires": Diagnosis(
+        certificate(3),
+        RENEWED,
+        f"WRONG  the certificate {CHAIN} is good until ",
+        "for 3 days; renew it",
+        r"certificate_expiry_timestamp_seconds \d+$",
+        ("The certificate that senders of mail are shown expires within 7 days", "The certificate was renewed"),
+    ),
+    "a certificate of other names": Diagnosis(
+        certificate(90, "other.example.org"),
+        RENEWED,
+        f"warn   the certificate {CHAIN} names neither ",
+        "have it name the host that the MX record names",
+    ),
+    "a certificate that is not used yet": Diagnosis(
+        certificate(90, reload=False),
+        RENEWED,
+        f"WRONG  STARTTLS at port 25 works with another certificate than {CHAIN}",
+        "systemctl reload postfix",
+    ),
+    "a key of another certificate": Diagnosis(
+        f"{certificate(90)}; cp -p /root/kept.key {KEY}; systemctl restart postfix",
+        f"{RENEWED}; systemctl restart postfix",
+        "WRONG  STARTTLS at port 25 fails (",
+        "put both in place again",
+    ),
+    "no certificate": Diagnosis(
+        f"mv {CHAIN} /root/",
+        f"mv /root/zulip.combined-chain.crt {CHAIN}",
+        f"WRONG  the certificate {CHAIN} cannot be read",
+    ),
+    # --- The system, and Zulip
+    "the system was upgraded": Diagnosis(
+        *replaced(CONF, "s/^system = .*/system = Debian 11/"),
+        "WRONG  the system was upgraded from Debian 11 to Debian 1",
+        SITE,
+    ),
+    "Zulip was upgraded": Diagnosis(
+        *replaced(CONF, "s/^version = .*/version = 9.4/"),
+        "warn   Zulip was upgraded from 9.4 to 1",
+        SITE,
+    ),
+    "Zulip's upgrade was interrupted": Diagnosis(
+        "ln -s current /home/zulip/deployments/next",
+        "rm /home/zulip/deployments/next",
+        "warn   an upgrade of Zulip was begun and has not ended",
+        SITE.removeprefix("run "),
+    ),
+    "dpkg was interrupted": Diagnosis(
+        *replaced("/var/lib/dpkg/status", "/^Package: ufw$/,/^$/s/^Status: .*/Status: install ok unpacked/"),
+        "warn   dpkg has not finished with all packages",
+        "dpkg --configure -a",
+    ),
+    "Zulip's Puppet has Postfix": Diagnosis(
+        *replaced("/etc/zulip/zulip.conf", "s/^puppet_classes.*/&, zulip::postfix_localmail/"),
+        "WRONG  /etc/zulip/zulip.conf lists ",
+        "email_gateway_takeover: true",
+    ),
+    "zulip.conf cannot be parsed": Diagnosis(
+        *replaced("/etc/zulip/zulip.conf", "s/^.machine.$/machine/"),
+        "WRONG  /etc/zulip/zulip.conf cannot be parsed",
+        SITE,
+    ),
+    "another pattern": Diagnosis(
+        "cp -p /etc/zulip/settings.py /root/; echo 'EMAIL_GATEWAY_PATTERN = \"%s@elsewhere.example.com\"' >> "
+        "/etc/zulip/settings.py; sleep 2",
+        "cat /root/settings.py > /etc/zulip/settings.py; sleep 2",
+        'WRONG  /etc/zulip/settings.py has EMAIL_GATEWAY_PATTERN = "%s@elsewhere.example.com"',
+        SITE,
+    ),
+    "another shared secret": Diagnosis(
+        *replaced("/etc/zulip/zulip-secrets.conf", "s/^shared_secret = ..../shared_secret = 0000/"),
+        "WRONG  /etc/zulip/zulip-secrets.conf has another shared secret than the gateway",
+        SITE,
+        only=10,
+    ),
+    "Zulip's web server stopped": Diagnosis(
+        "systemctl stop nginx",
+        "systemctl start nginx",
+        "WRONG  451 4.3.2 nothing listens on 127.0.0.1:443",
+        only=10,
+    ),
+    "Zulip's mail server stopped": Diagnosis(
+        "systemctl stop zulip-email-gateway-server",
+        "systemctl start zulip-email-gateway-server; sleep 3",
+        "WRONG  zulip-email-gateway-server.service does not run",
+        "systemctl status zulip-email-gateway-server.service",
+        only=11,
+    ),
+    "the worker stopped": Diagnosis(
+        "systemctl stop zulip-worker",
+        "systemctl start zulip-worker",
+        "WRONG  Zulip's email_mirror worker does not run: nothing is posted",
+        "supervisorctl status",
+    ),
+    "an alias without its channel": Diagnosis(
+        f"{IN_ZULIP} \"UPDATE channel SET token = replace(token, 'a', 'b') || '' WHERE name = 'support'\"; "
+        f"{IN_ZULIP} \"UPDATE channel SET token = 'f' || substr(token, 2) WHERE name = 'support'\"",
+        "true",
+        "WRONG  mail for help@",
+        SITE,
+    ),
+    "no log of the worker": Diagnosis(
+        "mkdir /root/logs; mv /var/log/zulip/*.log /root/logs/",
+        "mv -n /root/logs/* /var/log/zulip/; rm -r /root/logs",
+        "WRONG  no log of Zulip's email_mirror worker can be read in /var/log/zulip",
+        SITE,
+        "worker_log_readable 0",
+    ),
+    "a log that is for others": Diagnosis(
+        "setfacl -x u:zulip-email-gateway /var/log/zulip",
+        "setfacl -m u:zulip-email-gateway:x /var/log/zulip",
+        "WRONG  the user zulip-email-gateway cannot read /var/log/zulip/",
+        "namei -l",
+        "worker_log_readable 0",
+    ),
+    # --- The gateway itself
+    "the service stopped": Diagnosis(
+        f"systemctl stop {SOCKETS} zulip-email-gateway.service",
+        f"systemctl start {SOCKETS} zulip-email-gateway.service",
+        "WRONG  zulip-email-gateway.socket does not run",
+        "systemctl status zulip-email-gateway.socket",
+        "up 0",
+    ),
+    "no metrics": Diagnosis(
+        "systemctl stop zulip-email-gateway-metrics.timer",
+        "systemctl start zulip-email-gateway-metrics.timer",
+        "WRONG  zulip-email-gateway-metrics.timer does not run",
+        "systemctl status zulip-email-gateway-metrics.timer",
+    ),
+    "the journal was damaged": Diagnosis(
+        f"systemctl stop zulip-email-gateway; cp -p {JOURNAL} /root/; echo garbage > {JOURNAL}; "
+        "systemctl start zulip-email-gateway; sleep 1; zulip-email-gateway check || true",
+        f"systemctl stop zulip-email-gateway.service; rm {JOURNAL}*; mv /root/journal.sqlite {JOURNAL}; "
+        "systemctl start zulip-email-gateway.service",
+        "the journal was damaged and began anew",
+        "journalctl -k",
+        "damaged_journals 1",
+    ),
+    "a file of root's": Diagnosis(
+        f"chown root {JOURNAL}",
+        f"chown zulip-email-gateway {JOURNAL}",
+        f"WRONG  {JOURNAL} is not zulip-email-gateway's: all mail waits",
+        f"chown -R zulip-email-gateway: {STATE}",
+    ),
+    # --- Mail
+    "a probe that is not posted": Diagnosis(
+        "systemctl stop zulip-worker; ! echo help@$(cat /etc/mailname) | zulip-email-gateway probe --wait 1; "
+        "systemctl start zulip-worker",
+        "echo help@$(cat /etc/mailname) | zulip-email-gateway probe",
+        "WRONG  the last probe, a mail through port 25, was not posted",
+        "journalctl -u zulip-email-gateway-probe",
+        "probe_success 0",
+        (
+            "A mail that was sent to see whether mail works was not posted",
+            "The mail that was sent to see whether mail works was posted",
+        ),
+    ),
+}
+
+
+def doctor(mx: ZulipHost) -> tuple[int, str]:
+    done = mx.host.run("zulip-email-gateway doctor")
+    return int(done.rc), str(done.stdout + done.stderr)
+
+
+def alerts(mx: ZulipHost) -> list[str]:
+    """What was posted, as the service does when it starts and once a minute."""
+    mx.sh("systemctl restart zulip-email-gateway.service")
+    return [message["content"] for message in mx.messages(TOPIC) if message["topic"] == TOPIC]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _probed(request) -> None:
+    """So that there is nothing to complain of; the timer would do it within the hour."""
+    name = {"test_zulip10": "mx1", "test_zulip11": "mx2"}[request.module.__name__.rpartition(".")[2]]
+    ZulipHost("doctor", name).sh("systemctl start zulip-email-gateway-probe.service")
+
+
+def test_a_healthy_host_shows_only_ok(mx):
+    status, told = doctor(mx)
+    assert status == 0 and {line.split()[0] for line in told.splitlines()} == {"ok"}, told
+    findings = json.loads(mx.sh("zulip-email-gateway doctor --json"))
+    assert len(findings) == len(told.splitlines()) and {one["level"] for one in findings} == {"ok"}
+    metrics = mx.sh("zulip-email-gateway status --prometheus")
+    for line in ("up 1", "probe_success 1", "worker_log_readable 1", "damaged_journals 0"):
+        assert f"zulip_email_gateway_{line}\n" in metrics
+    assert not alerts(mx)
+
+
+@contextmanager
+def broken(mx: ZulipHost, diagnosis: Diagnosis) -> Iterator[None]:
+    mx.sh(diagnosis.spoil)
+    try:
+        yield
+    finally:
+        mx.sh(diagnosis.mend)
+
+
+@pytest.mark.parametrize("name", DIAGNOSES)
+def test_what_is_broken_is_told(mx, name):
+    diagnosis = DIAGNOSES[name]
+    if diagnosis.only and f"{diagnosis.only}." not in mx.sh(
+        "grep ^ZULIP_VERSION /home/zulip/deployments/current/version.py"
+    ):
+        pytest.skip(f"Zulip {diagnosis.only} only")
+    before = len(alerts(mx)) if diagnosis.alert[0] else 0
+    with broken(mx, diagnosis):
+        status, told = doctor(mx)
+        lines = [line for line in told.splitlines() if diagnosis.line in line]
+        assert lines and diagnosis.remedy in lines[0], told
+        assert status == (0 if lines[0].startswith("warn") else 1)
+        if diagnosis.metric:
+            metrics = mx.sh("zulip-email-gateway status --prometheus || true")
+            assert re.search(f"^zulip_email_gateway_{diagnosis.metric}", metrics, re.MULTILINE), metrics
+        if diagnosis.alert[0]:
+            assert wait(lambda: any(diagnosis.alert[0] in text for text in alerts(mx)[before:]), 20), alerts(mx)
+    if diagnosis.alert[0]:
+        assert wait(lambda: diagnosis.alert[1] in "\n".join(alerts(mx)[before:]), 20), alerts(mx)
+        assert len(alerts(mx)) == before + 2
+
+
+def test_everything_is_right_again(mx):
+    mx.sh("rm -f /var/lib/zulip-email-gateway/*.damaged-*; postsuper -d ALL 2>/dev/null || true")
+    assert mx.play().returncode == 0
+    status, told = doctor(mx)
+    assert status == 0 and {line.split()[0] for line in told.splitlines()} == {"ok"}, told
