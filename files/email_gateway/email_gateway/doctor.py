@@ -236,7 +236,9 @@ def _probed(config: Config, facts: dict[str, Any]) -> Iterator[Finding]:
     """Whether the last mail that was sent to see whether mail works was posted, and whether it was sent."""
     if not config.addresses.probe:
         return
-    if facts["probe"] is None or facts["probe"]["at"] < time.time() - PROBED:
+    if facts["probe"] is None and facts["since"] > time.time() - PROBED:
+        yield Finding(OK, "no probe was sent yet, for the gateway is new here")
+    elif facts["probe"] is None or facts["probe"]["at"] < time.time() - PROBED:
         what = f"no probe was sent for {PROBED / 3600:g} hours"
         yield Finding(WRONG, what, "look at: systemctl status zulip-email-gateway-probe.timer")
     elif facts["probe"]["seconds"] is None:

@@ -20,6 +20,7 @@ CHECKSUMS = Path("/etc/postfix/zulip-email-gateway.sha256")
 # Where rspamd checks senders.
 SENDERS = "/run/zulip-email-gateway-senders/"
 _SITE = "run playbooks/site.yml"
+_ASKS = "look at: systemctl status zulip-email-gateway-policy.socket"
 
 
 def _configuration(config: Config) -> Iterator[Finding]:
@@ -44,30 +45,31 @@ def _port_25(config: Config) -> Iterator[Finding]:
     try:
         with socket.create_connection(("127.0.0.1", 25), 10) as connection, connection.makefile("rwb") as lines:
             banner = lines.readline().decode("ascii", "replace").strip()
-            answers = []
             recipient = config.pattern.address("0" * 32)
             for command in ("EHLO doctor.invalid", "MAIL FROM:<>", f"RCPT TO:<{recipient}>"):
                 lines.write(f"{command}\r\n".encode())
                 lines.flush()
                 while (line := lines.readline())[3:4] == b"-":
                     pass
-                answers.append(line.decode("ascii", "replace").strip())
+                answer = line.decode("ascii", "replace").strip()
+                if not answer.startswith("2"):
+                    break
             lines.write(b"QUIT\r\n")
     except OSError as error:
         yield Finding(WRONG, f"port 25 does not answer: {error}", "look at: journalctl -u 'postfix*'")
         return
     good = banner.startswith(f"220 {domain} ")
     yield found(good, f"port 25 greets with {banner!r}", _SITE)
-    # No channel has that address, so that Zulip, if it is asked, says so; Postfix's own map has other words.
-    is_accepted = answers[-1].startswith("250")
-    good = COPY_AGAIN in answers[-1] if config.asks else is_accepted
-    remedy = _SITE
-    if is_accepted:
+    what, remedy = "an address that no channel has", _SITE
+    # So Zulip, if it is asked, says that it does not know it; Postfix's own map has other words.
+    good = COPY_AGAIN in answer if config.asks else answer.startswith("250")
+    if answer.startswith("250"):
         remedy = (
-            "Zulip could not be asked whether it has that address; if nothing else is wrong here, look at: "
-            "systemctl status zulip-email-gateway-policy.socket"
+            "Zulip could not be asked whether it has that address; if nothing else is wrong here, look at: " + _ASKS
         )
-    yield found(good, f"port 25 answers {answers[-1]!r} to an address that no channel has", remedy)
+    elif answer.startswith("4"):  # the milters, too, have to answer
+        what, remedy = f"{command.partition(' ')[0]}, as to all mail", _ASKS
+    yield found(good, f"port 25 answers {answer!r} to {what}", remedy)
 
 
 def _unchanged(_: Config) -> Iterator[Finding]:

@@ -490,8 +490,8 @@ def main() -> None:
             "email": {"type": "str", "default": ""},
             "key": {"type": "str", "default": "", "no_log": True},
             "settled": {"type": "bool", "default": True},
-            "probe": {"type": "str", "default": "", "no_log": True},
-            "alerts": {"type": "str", "default": "", "no_log": True},
+            "probe": {"type": "str", "default": ""},
+            "alerts": {"type": "str", "default": ""},
         },
         supports_check_mode=True,
     )
