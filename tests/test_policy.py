@@ -359,6 +359,19 @@ def test_what_an_operator_has_deleted_does_not_wait_for_ever(asked, monkeypatch)
     assert accept(asked) == policy.DUNNO
 
 
+@pytest.mark.parametrize("postfix_runs", [True, False])
+def test_what_is_gone_is_not_said_to_wait(asked, monkeypatch, postfix_runs):
+    """Unless Postfix is stopped, which then brings nothing of what it has."""
+    accept(asked)
+    monkeypatch.setattr(backlog.postfix, "answers", lambda: postfix_runs)
+    for seconds, waits in ((backlog.STALE / 2, True), (backlog.STALE + 1, not postfix_runs)):
+        with asked.gateway.journal.change() as database:
+            database.execute("UPDATE queued SET at = accepted - ?", (seconds,))
+        monkeypatch.setattr(asked.gateway.backlog, "_clock", lambda seconds=seconds: time.monotonic() + seconds)
+        asked.gateway.backlog.tidy()
+        assert (asked.gateway.journal.waits_since() is not None) == waits
+
+
 def test_what_should_have_been_brought_before_is_gone(asked):
     """Also where others are brought all the time."""
     asked.gateway.config = asked.gateway.config._replace(most_queued=2)

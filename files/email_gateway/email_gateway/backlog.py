@@ -3,7 +3,8 @@
 Postfix tells of each mail that it has accepted (policy.py), and brings it until its outcome is
 final. What an operator has deleted from the queue, or what has expired there, is never brought
 again: what should have been brought long before another one is gone (Journal.dequeue), and once
-nothing was brought for a channel for longer than Postfix lets any mail wait, all of it is.
+nothing was brought for a channel for longer than Postfix lets any mail wait, though it runs, all
+of it is.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import Lock
 
+from . import postfix
 from .journal import Journal
 
 # More than Postfix's maximal_backoff_time (seconds), which the role postfix_localmail sets.
@@ -48,14 +50,23 @@ class Backlog:
         """True if so many mails wait for it. reading: where to look first. Raises Trouble."""
         if reading.number_queued(address) < most:
             return False
-        with self._lock:
-            number, last = self._brought.get(address, (0, self._begun))
-        if number == 0 and self._clock() - last > STALE:
+        if self._is_idle(address):
             self._journal.forget_queued(address, time.time() - STALE)
         return self._journal.number_queued(address) >= most
 
+    def _is_idle(self, address: bytes) -> bool:
+        """Nothing was brought for it for longer than Postfix lets any mail wait."""
+        with self._lock:
+            number, last = self._brought.get(address, (0, self._begun))
+        return number == 0 and self._clock() - last > STALE
+
     def tidy(self) -> None:
-        """Forget the addresses that nothing is brought for any more."""
+        """Forget what is gone from the queue, and the addresses that nothing is brought for any more."""
+        before = time.time() - STALE
+        gone_from_queue = [address for address in self._journal.queued_before(before) if self._is_idle(address)]
+        if gone_from_queue and postfix.answers():
+            for address in gone_from_queue:
+                self._journal.forget_queued(address, before)
         with self._lock:
             old = self._clock() - 2 * STALE
             gone = [address for address, (number, last) in self._brought.items() if not number and last < old]

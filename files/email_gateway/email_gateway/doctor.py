@@ -223,7 +223,7 @@ def _journal(config: Config) -> Iterator[Finding]:
             text = f"{queue['mails']} mails wait in Postfix's queue"
             if queue["mails"]:
                 text += f", the oldest for {queue['oldest']:.0f} s: {'; '.join(sorted(queue['reasons']))}"
-            yield Finding(OK if good else WRONG, text)
+            yield found(good, text, "look at: zulip-email-gateway status; docs/troubleshooting.md has each reason")
     for name in facts["damaged"]:
         what = f"{config.state_dir / name}: the journal was damaged and began anew"
         yield Finding(WRONG, what, "look for the reason in: journalctl -k; then remove that file")

@@ -653,6 +653,11 @@ class Journal:
             query = "DELETE FROM queued WHERE address = ? AND (queue_id = ? OR at < ?)"
             database.execute(query, (address, queue_id, at - stale))
 
+    def queued_before(self, moment: float) -> list[bytes]:
+        """The addresses with a mail that was brought last, or accepted, before that time (Unix seconds)."""
+        with self._look() as database:
+            return [row[0] for row in database.execute("SELECT DISTINCT address FROM queued WHERE at < ?", (moment,))]
+
     def forget_queued(self, address: bytes, before: float) -> None:
         """What is said to wait since before that time (Unix seconds) is gone."""
         with self.change() as database:

@@ -290,6 +290,10 @@ def doctor(mx: ZulipHost) -> tuple[int, str]:
     return int(done.rc), str(done.stdout + done.stderr)
 
 
+def metrics(mx: ZulipHost) -> str:
+    return mx.sh("zulip-email-gateway status --prometheus || true")
+
+
 def alerts(mx: ZulipHost) -> list[str]:
     """What was posted, as the service does when it starts and once a minute."""
     mx.sh("systemctl restart zulip-email-gateway.service")
@@ -300,10 +304,13 @@ def alerts(mx: ZulipHost) -> list[str]:
 def fresh(request) -> None:
     """Nothing to complain of, also where these tests have run before: a probe was posted, and no alert today."""
     mx = ZulipHost("doctor", {"test_zulip10": "mx1", "test_zulip11": "mx2"}[request.module.__name__.rpartition(".")[2]])
-    statement = "DELETE FROM note WHERE name = 'alerts sent'"
-    mx.sh(f"""systemctl start zulip-email-gateway-probe; systemctl stop zulip-email-gateway.service
-        python3 -c "import sqlite3; d = sqlite3.connect('{JOURNAL}'); d.execute(\\"{statement}\\"); d.commit()"
-        systemctl start zulip-email-gateway.service""")
+    database = f"""python3 -c 'import sqlite3, sys; sqlite3.connect("{JOURNAL}").executescript(sys.argv[1])'"""
+    forget = "DELETE FROM queued; DELETE FROM note WHERE name LIKE 'alerts%'"
+    service = "zulip-email-gateway.service"
+    mx.sh(
+        f"set -e; zulip-email-gateway quarantine purge --all; systemctl start zulip-email-gateway-probe; "
+        f'systemctl stop {service}; {database} "{forget}"; systemctl start {service}'
+    )
 
 
 def test_a_healthy_host_shows_only_ok(mx):
@@ -311,9 +318,8 @@ def test_a_healthy_host_shows_only_ok(mx):
     assert status == 0 and {line.split()[0] for line in told.splitlines()} == {"ok"}, told
     findings = json.loads(mx.sh("zulip-email-gateway doctor --json"))
     assert len(findings) == len(told.splitlines()) and {one["level"] for one in findings} == {"ok"}
-    metrics = mx.sh("zulip-email-gateway status --prometheus")
     for line in ("up 1", "probe_success 1", "worker_log_readable 1", "damaged_journals 0"):
-        assert f"zulip_email_gateway_{line}\n" in metrics
+        assert f"zulip_email_gateway_{line}\n" in metrics(mx)
     assert alerts(mx) == alerts(mx)  # nothing new
 
 
@@ -340,13 +346,86 @@ def test_what_is_broken_is_told(mx, name):
         assert lines and diagnosis.remedy in lines[0], told
         assert status == (0 if lines[0].startswith("warn") else 1), told
         if diagnosis.metric:
-            metrics = mx.sh("zulip-email-gateway status --prometheus || true")
-            assert re.search(f"^zulip_email_gateway_{diagnosis.metric}", metrics, re.MULTILINE), metrics
+            assert re.search(f"^zulip_email_gateway_{diagnosis.metric}", metrics(mx), re.MULTILINE), metrics(mx)
         if diagnosis.alert[0]:
             assert wait(lambda: any(diagnosis.alert[0] in text for text in alerts(mx)[before:]), 20), alerts(mx)
     if diagnosis.alert[0]:
         assert wait(lambda: diagnosis.alert[1] in "\n".join(alerts(mx)[before:]), 20), alerts(mx)
         assert len(alerts(mx)) == before + 2
+
+
+AGED = r"""
+import glob, os, re, sqlite3
+[mail] = glob.glob("/var/spool/postfix/deferred/*/*")
+
+def aged(found):
+    return b"%s%d%s" % (found[1], int(found[2]) - 7200, found[3])
+
+with open(mail, "r+b") as file:
+    text = file.read()
+    # The time of arrival: a record's type, its length, seconds and microseconds.
+    new = re.sub(rb"(T.)(\d{10})( \d+)", aged, text, count=1)
+    assert new != text
+    file.seek(0); file.write(new)
+database = sqlite3.connect("JOURNAL")
+database.execute("UPDATE queued SET accepted = accepted - 7200 WHERE queue_id = ?", (os.path.basename(mail),))
+database.commit()
+"""
+
+
+def test_mail_that_has_waited_for_two_hours(mx, subject):
+    before = len(alerts(mx))
+    mx.sh(in_main_cf("defer_transports=zulip"))
+    try:
+        assert mx.send(mx.address(), subject=subject)["accepted"] == 1
+        assert wait(lambda: "deferred transport" in mx.sh("mailq"), 20)
+        mx.sh(f"python3 - <<'EOF'\n{AGED.replace('JOURNAL', JOURNAL)}\nEOF")
+        status, told = doctor(mx)
+        assert status == 1 and re.search(
+            r"WRONG  1 mails wait in Postfix's queue, the oldest for 72\d\d s: deferred", told
+        )
+        assert "docs/troubleshooting.md has each reason" in told
+        assert re.search(r"^zulip_email_gateway_queue_oldest_seconds 72\d\d", metrics(mx), re.MULTILINE)
+        assert wait(lambda: "Mail waits for more than 1 hour" in "\n".join(alerts(mx)[before:]), 20), alerts(mx)
+    finally:
+        mx.sh(f"{POSTFIX_AGAIN}; postqueue -f")
+    mx.wait_for(subject)
+    assert wait(lambda: "No mail waits for long any more" in "\n".join(alerts(mx)[before:]), 20), alerts(mx)
+
+
+def test_mail_that_zulip_has_lost(mx, subject):
+    """Its reply address is gone when the worker comes back, and nobody else can be told."""
+    before = len(alerts(mx))
+    mx.sh("systemctl stop zulip-worker")
+    try:
+        mx.send(mx.reply_address(), text=subject)
+        assert wait(lambda: 'quarantine_mails{kind="waiting"} 1' in metrics(mx), 40)
+        line = "WRONG  1 mails are with Zulip, whose email_mirror worker has not taken them yet; look at: supervisorctl"
+        assert line in doctor(mx)[1]
+        mx.sh(f"{IN_ZULIP} 'CREATE TABLE kept AS SELECT * FROM reply'; {IN_ZULIP} 'DELETE FROM reply'")
+    finally:
+        mx.sh("systemctl start zulip-worker")
+    try:
+        assert wait(lambda: 'quarantine_mails{kind="lost"} 1' in metrics(mx), 30)
+    finally:
+        mx.sh(f"{IN_ZULIP} 'INSERT INTO reply SELECT * FROM kept'; {IN_ZULIP} 'DROP TABLE kept'")
+    line = (
+        "WRONG  1 mails that Zulip accepted and did not post are in quarantine; look at: zulip-email-gateway quarantine"
+    )
+    assert line in doctor(mx)[1]
+    assert wait(lambda: "Zulip has accepted 1 mails and not posted them" in "\n".join(alerts(mx)[before:]), 20), alerts(
+        mx
+    )
+    number = mx.sh("zulip-email-gateway quarantine list").split()[0]
+    assert "posted in Zulip" in mx.sh(f"zulip-email-gateway quarantine replay {number}")
+    assert wait(lambda: "No mail that Zulip has lost" in "\n".join(alerts(mx)[before:]), 20), alerts(mx)
+
+
+def test_much_mail_is_refused(mx, subject):
+    before = len(alerts(mx))
+    mx.send(mx.address(), subject=subject, text="", count=25)
+    assert wait(lambda: re.search(r'mails_total{outcome="refused",cause="no text"} 25', metrics(mx)), 60), metrics(mx)
+    assert wait(lambda: "25 mails were refused within an hour" in "\n".join(alerts(mx)[before:]), 20), alerts(mx)
 
 
 def test_everything_is_right_again(mx):
