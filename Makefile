@@ -8,7 +8,9 @@ export ZEG_CACHE := $(CURDIR)/.cache
 export CONTAINERS_CONF = $(shell test -s .cache/containers.conf && echo $(CURDIR)/.cache/containers.conf)
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
-PACKAGES := podman runc conmon netavark aardvark-dns iptables mmdebstrap uidmap openssh-client python3-venv chromium
+PACKAGES := podman runc conmon netavark aardvark-dns iptables mmdebstrap uidmap openssh-client python3-venv
+# A browser, for the report.
+test molecule: PACKAGES += chromium
 PYTHON ?= python3
 SCENARIOS := $(patsubst molecule/%/molecule.yml,%,$(wildcard molecule/*/molecule.yml))
 

@@ -156,6 +156,7 @@ DIAGNOSES = {
         f"WRONG  the certificate {CHAIN} cannot be read",
     ),
     # --- The system, and Zulip
+    "gateway.conf is broken": Diagnosis(*replaced(CONF, "s/^.zulip.$/[zulip/"), f"cannot use {CONF}: ", SITE),
     "the system was upgraded": Diagnosis(
         *replaced(CONF, "s/^system = .*/system = Debian 11/"),
         "WRONG  the system was upgraded from Debian 11 to Debian 1",
@@ -344,7 +345,7 @@ def test_what_is_broken_is_told(mx, name):
         status, told = doctor(mx)
         lines = [line for line in told.splitlines() if diagnosis.line in line]
         assert lines and diagnosis.remedy in lines[0], told
-        assert status == (0 if lines[0].startswith("warn") else 1), told
+        assert (status == 0) == lines[0].startswith("warn"), told
         if diagnosis.metric:
             assert re.search(f"^zulip_email_gateway_{diagnosis.metric}", metrics(mx), re.MULTILINE), metrics(mx)
         if diagnosis.alert[0]:

@@ -167,6 +167,10 @@ def test_doctor_logs_in(mx):
     shown = mx.play(playbook="doctor", **OAUTH, email_gateway_imap_folder="INBOX.Zulip").stdout
     assert "Everything is right." in shown, shown
     assert "logged in to imap2.example.com" in shown and "DNS: " not in shown
+    assert re.search(r"ok     the inbox was last read at 20\d\d-", shown)
+    metrics = mx.sh("zulip-email-gateway status --prometheus")
+    [at] = re.findall(r"^zulip_email_gateway_last_poll_timestamp_seconds ([\d.]+)$", metrics, re.MULTILINE)
+    assert abs(time.time() - float(at)) < 900
 
 
 def test_from_polling_to_local_delivery_and_back(mx, inbox, subject):
