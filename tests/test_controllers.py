@@ -82,10 +82,10 @@ def test_the_execution_environment_can_be_built(tmp_path):
 
 
 def test_a_collections_plugins_are_the_roles_own():
-    """Each module and plugin of a role has its link, and nothing else is there."""
+    """Each module and plugin of a role and of the playbooks has its link, and nothing else is there."""
     links = {path.resolve() for path in (PROJECT / "plugins").rglob("*.py")}
     own = {path for kind in ("library", "action_plugins") for path in (PROJECT / "roles").glob(f"*/{kind}/*.py")}
-    assert links == own
+    assert links == own | set((PROJECT / "playbooks").glob("*_plugins/*.py"))
 
 
 def test_every_script_is_run_by_its_interpreter():
