@@ -98,7 +98,7 @@ class Running:
         descriptor = self.listening.fileno()
         command = [sys.executable, "-IS", "-c", START, str(PACKAGE), str(self.config), str(descriptor)]
         self.process = subprocess.Popen(command, pass_fds=[descriptor])
-        for _ in range(200):
+        for _ in range(1000):
             if (self.state / "spool").exists():
                 return
             time.sleep(0.02)
@@ -314,7 +314,7 @@ def test_status_and_quarantine_commands(running, capsysbinary, monkeypatch):
 
     running.zulip.unknown = True
     fields = {"recipient": CHANNEL, "sender": "j\udcf6rg@example.org", "queue-id": "QID"}
-    running.client.deliver(mail(b"Subject: x\n\nthe mail").file(), 1, **fields)
+    running.client.deliver(mail(b"Subject: x\n\nthe mail").file(), 20, **fields)
     status, listed = command("quarantine", "list")
     name = listed.split()[0]
     assert status == 0 and TOKEN not in listed and TOKEN[:4] in listed
