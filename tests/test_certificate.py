@@ -41,3 +41,13 @@ def test_which_files_main_cf_names(tmp_path, monkeypatch):
     main_cf.write_text("# Zulip email gateway\nsmtpd_tls_chain_files =\n    /a.key\n    /a.crt\nx = y\n")
     assert certificate.files_of(postfix.main_cf()) == ("/a.key", "/a.crt")
     assert certificate.files_of("") == ("", "")
+
+
+def test_a_key_of_another_certificate(tmp_path):
+    files = [certificate.Files(str(tmp_path / f"{name}.key"), str(tmp_path / f"{name}.crt")) for name in "ab"]
+    for key, chain in files:
+        made = f"openssl req -x509 -newkey rsa:2048 -nodes -keyout {key} -days 5 -out {chain} -subj /CN=x"
+        subprocess.run(made.split(), check=True, capture_output=True)
+        assert certificate.key_fits(certificate.Files(key, chain))
+    assert not certificate.key_fits(certificate.Files(files[0].key, files[1].chain))
+    assert not certificate.key_fits(certificate.Files("/nowhere", "/nowhere"))

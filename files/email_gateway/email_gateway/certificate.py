@@ -53,11 +53,19 @@ def is_for(certificate: str, name: str) -> bool:
     return "does match" in _openssl(("-noout", "-checkhost", name), certificate)
 
 
+def key_fits(files: Files) -> bool:
+    """True if the key is the certificate's; to be asked as root."""
+    ours = _openssl(("-noout", "-pubkey", "-in", files.chain))
+    return bool(ours) and ours == _run(("openssl", "pkey", "-pubout", "-in", files.key), None)
+
+
 def _openssl(question: tuple[str, ...], certificate: str | None = None) -> str:
+    return _run(("openssl", "x509", *question), certificate)
+
+
+def _run(command: tuple[str, ...], text: str | None) -> str:
     try:
-        done = subprocess.run(
-            ("openssl", "x509", *question), input=certificate, capture_output=True, timeout=10, check=False, text=True
-        )
+        done = subprocess.run(command, input=text, capture_output=True, timeout=10, check=False, text=True)
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout

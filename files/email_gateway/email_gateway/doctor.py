@@ -34,6 +34,7 @@ UNITS = Path("/etc/systemd/system")
 LONG = 3600.0
 # When so many aliases could not be asked for, the others are not either.
 MOST_WAITING = 3
+_PATTERN = re.compile(r"EMAIL_GATEWAY_PATTERN *=")
 # Zulip's files are shorter (bytes).
 _LARGEST = 2**20
 # Probes are sent every hour; this long without one (seconds) is too long.
@@ -133,13 +134,20 @@ def _pattern(config: Config) -> Iterator[Finding]:
     """Whether Zulip gives out the addresses that the gateway takes."""
     if not SETTINGS.exists():
         return
-    given = re.findall(r"^EMAIL_GATEWAY_PATTERN *= *(.*)$", _as_zulip(SETTINGS), re.MULTILINE)
+    lines = enumerate(_as_zulip(SETTINGS).splitlines(), 1)
+    given = [(number, line.partition("=")[2].strip()) for number, line in lines if _PATTERN.match(line)]
     ours = config.pattern.address("%s")
-    good = bool(given) and given[-1].strip() in (f'"{ours}"', f"'{ours}'")
+    if not given:
+        yield Finding(WRONG, f"{SETTINGS} has no EMAIL_GATEWAY_PATTERN", "run playbooks/site.yml")
+        return
+    number, last = given[-1]
+    good = last in (f'"{ours}"', f"'{ours}'")
     text = f"Zulip gives out addresses as {ours}"
     if not good:
-        text = f"{SETTINGS} has EMAIL_GATEWAY_PATTERN = {given[-1] if given else '(none)'}, and the gateway {ours}"
-    yield found(good, text, "run playbooks/site.yml")
+        text = f"{SETTINGS}, line {number}, has EMAIL_GATEWAY_PATTERN = {last}, and the gateway {ours}"
+    yield found(
+        good, text, "take that line out (or set email_gateway_pattern, if it is meant), then run playbooks/site.yml"
+    )
 
 
 def _credential(config: Config) -> Iterator[Finding]:
@@ -161,8 +169,8 @@ def _worker(_: Config) -> Iterator[Finding]:
     """Whether the process runs that posts what Zulip has accepted."""
     if ZULIP_CONF.exists():
         good = any(b"process_queue" in line and b"email_mirror" in line for line in _command_lines())
-        text = f"Zulip's email_mirror worker {'runs' if good else 'does not run: nothing is posted'}"
-        yield found(good, text, "look at: supervisorctl status")
+        text = f"Zulip's email_mirror worker {'runs' if good else 'does not run: mail is accepted, and waits'}"
+        yield found(good, text, "run: supervisorctl start 'zulip-workers:*', or look at: supervisorctl status")
 
 
 def _command_lines() -> Iterator[bytes]:
@@ -200,7 +208,7 @@ def _files(config: Config) -> Iterator[Finding]:
     for path in (*logs, config.queue_errors):
         if path.exists() and run("runuser", "-u", owner, "--", "test", "-r", str(path)).returncode:
             what = f"the user {owner} cannot read {path}"
-            yield Finding(WRONG, what, f"run playbooks/site.yml, or look at: namei -l {path}")
+            yield Finding(WRONG, what, f"run playbooks/site.yml, or look at: getfacl {path.parent}")
 
 
 def _journal(config: Config) -> Iterator[Finding]:

@@ -81,14 +81,19 @@ def _unchanged(_: Config) -> Iterator[Finding]:
     changed = re.findall(r"^(.*): FAILED", done.stdout, re.MULTILINE)
     if changed:
         what = f"{', '.join(changed)}: not what playbooks/site.yml has written"
-        yield Finding(WRONG, what, "run it with --diff; what is to stay goes into postfix_localmail_settings")
+        yield Finding(
+            WRONG,
+            what,
+            "run it, first with --check --diff; what is to stay goes into postfix_localmail_settings",
+        )
     else:
         yield found(done.returncode == 0, "Postfix's files are those that playbooks/site.yml has written", _SITE)
 
 
 def _certificate(config: Config) -> Iterator[Finding]:
     """With a STARTTLS as a sender would do it: whether the key fits, and the latest is in use."""
-    key, chain = certificate.files_of(postfix.main_cf())
+    files = certificate.files_of(postfix.main_cf())
+    key, chain = files
     ours = certificate.read(chain)
     if not ours:
         yield Finding(WRONG, f"the certificate {chain} cannot be read", _SITE)
@@ -108,8 +113,11 @@ def _certificate(config: Config) -> Iterator[Finding]:
     try:
         shown = certificate.shown()
     except (OSError, smtplib.SMTPException) as error:
-        what = f"STARTTLS at port 25 fails ({error}): is {key} the key of {chain}? Senders fall back to plain text"
-        yield Finding(WRONG, what, "put both in place again, and look at: journalctl -u 'postfix*'")
+        reload = "run: systemctl reload postfix"
+        why, remedy = f"{key} is not the key of {chain}", f"put both in place again, then {reload}"
+        if certificate.key_fits(files):
+            why, remedy = f"{key} and {chain} are good", f"{reload}, or look at: journalctl -u 'postfix*'"
+        yield Finding(WRONG, f"STARTTLS at port 25 fails ({error}; {why}), so senders use none", remedy)
         return
     good = shown.split() == ours.split()
     text = "STARTTLS at port 25 works, with that certificate"
@@ -134,7 +142,8 @@ def _postmaster(config: Config) -> Iterator[Finding]:
         yield Finding(OK, f"port 25 takes mail to {postmaster}")
     else:
         said = answer.decode("ascii", "replace")
-        yield Finding(WRONG, f"port 25 refuses mail to {postmaster}: {code} {said}", "see docs/troubleshooting.md")
+        remedy = _SITE if code >= 500 else f"make room in {ROOTS_MAIL}, or look at: journalctl -u 'postfix*'"
+        yield Finding(WRONG, f"port 25 refuses mail to {postmaster}: {code} {said}", remedy)
     if not ROOTS_MAIL.exists():
         return
     size = ROOTS_MAIL.stat().st_size

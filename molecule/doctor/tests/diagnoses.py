@@ -80,7 +80,7 @@ DIAGNOSES = {
         "cp -p /etc/postfix/main.cf /root/; echo '# mine' >> /etc/postfix/main.cf",
         "cp -p /root/main.cf /etc/postfix/",
         "WRONG  /etc/postfix/main.cf: not what playbooks/site.yml has written",
-        "postfix_localmail_settings",
+        "run it, first with --check --diff; what is to stay goes into postfix_localmail_settings",
     ),
     "no checksums": Diagnosis(
         "mv /etc/postfix/zulip-email-gateway.sha256 /root/",
@@ -104,7 +104,7 @@ DIAGNOSES = {
         in_main_cf("smtpd_recipient_restrictions=reject"),
         POSTFIX_AGAIN,
         "WRONG  port 25 refuses mail to postmaster@",
-        "see docs/troubleshooting.md",
+        SITE,
     ),
     "root's mailbox is nearly full": Diagnosis(
         "truncate -s 600M /var/mail/root",
@@ -147,8 +147,8 @@ DIAGNOSES = {
     "a key of another certificate": Diagnosis(
         f"{certificate(90)}; cp -p /root/kept.key {KEY}; systemctl restart postfix",
         f"{RENEWED}; systemctl restart postfix",
-        "WRONG  STARTTLS at port 25 fails (",
-        "put both in place again",
+        f"{KEY} is not the key of {CHAIN}), so senders use none",
+        "put both in place again, then run: systemctl reload postfix",
     ),
     "no certificate": Diagnosis(
         f"mv {CHAIN} /root/",
@@ -192,8 +192,8 @@ DIAGNOSES = {
         "cp -p /etc/zulip/settings.py /root/; echo 'EMAIL_GATEWAY_PATTERN = \"%s@elsewhere.example.com\"' >> "
         "/etc/zulip/settings.py; sleep 2",
         "cat /root/settings.py > /etc/zulip/settings.py; sleep 2",
-        'WRONG  /etc/zulip/settings.py has EMAIL_GATEWAY_PATTERN = "%s@elsewhere.example.com"',
-        SITE,
+        'has EMAIL_GATEWAY_PATTERN = "%s@elsewhere.example.com"',
+        "take that line out (or set email_gateway_pattern, if it is meant), then run playbooks/site.yml",
     ),
     "another shared secret": Diagnosis(
         *replaced("/etc/zulip/zulip-secrets.conf", "s/^shared_secret = ..../shared_secret = 0000/"),
@@ -219,8 +219,8 @@ DIAGNOSES = {
     "the worker stopped": Diagnosis(
         "systemctl stop zulip-worker",
         "systemctl start zulip-worker",
-        "WRONG  Zulip's email_mirror worker does not run: nothing is posted",
-        "supervisorctl status",
+        "WRONG  Zulip's email_mirror worker does not run: mail is accepted, and waits",
+        "run: supervisorctl start 'zulip-workers:*'",
     ),
     "an alias without its channel": Diagnosis(
         f'{IN_ZULIP} "{TURNED.format("substr(token, 2) || substr(token, 1, 1)")}"; ! {PROBE}',
@@ -239,7 +239,7 @@ DIAGNOSES = {
         "setfacl -x u:zulip-email-gateway /var/log/zulip",
         "setfacl -m u:zulip-email-gateway:x /var/log/zulip",
         "WRONG  the user zulip-email-gateway cannot read /var/log/zulip/",
-        "namei -l",
+        "getfacl /var/log/zulip",
         "worker_log_readable 0",
     ),
     # --- The gateway itself
