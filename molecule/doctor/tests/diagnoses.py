@@ -48,9 +48,9 @@ def certificate(days: int, names: str = "*.example.com", reload: bool = True) ->
     keep = f"cp -p {KEY} /root/kept.key; cp -p {CHAIN} /root/kept.crt"
     if reload:
         return f"{keep}; {make}; postfix reload 2>/dev/null; sleep 1"
-    # A process that has read the former one goes on for a while.
-    greeted = "echo QUIT | openssl s_client -connect 127.0.0.1:25 -starttls smtp >/dev/null 2>&1"
-    return f"systemctl stop {TIMER}; {keep}; {greeted}; {make}"
+    # Processes that have read the former one go on for a while.
+    greet = "(echo QUIT; sleep 1) | openssl s_client -connect 127.0.0.1:25 -starttls smtp >/dev/null 2>&1 &"
+    return f"systemctl stop {TIMER}; {keep}; for i in 1 2 3 4 5 6; do {greet} done; wait; {make}"
 
 
 RENEWED = (
@@ -60,6 +60,8 @@ RENEWED = (
 IN_ZULIP = f"python3 -c 'import sqlite3, sys; d = sqlite3.connect(\"{DATABASE}\"); d.execute(sys.argv[1]); d.commit()'"
 TURNED = "UPDATE channel SET token = {} WHERE name = 'support'"
 PROBE = "echo help@$(cat /etc/mailname) | zulip-email-gateway probe --wait 2"
+# The service has asked Zulip for the address just now, and does not ask again so soon.
+AGAIN = f"systemctl restart zulip-email-gateway; {PROBE}; postqueue -f; sleep 1"
 POSTFIX_AGAIN = "cp -p /root/main.cf /etc/postfix/; postfix reload 2>/dev/null; sleep 1"
 
 
@@ -224,7 +226,7 @@ DIAGNOSES = {
     ),
     "an alias without its channel": Diagnosis(
         f'{IN_ZULIP} "{TURNED.format("substr(token, 2) || substr(token, 1, 1)")}"; ! {PROBE}',
-        f'{IN_ZULIP} "{TURNED.format("substr(token, -1) || substr(token, 1, 31)")}"; {PROBE}',
+        f'{IN_ZULIP} "{TURNED.format("substr(token, -1) || substr(token, 1, 31)")}"; {AGAIN}',
         "WRONG  mail for help@",
         SITE,
     ),
@@ -402,7 +404,8 @@ def test_mail_that_zulip_has_lost(mx, subject):
         mx.send(mx.reply_address(), text=subject)
         assert wait(lambda: 'quarantine_mails{kind="waiting"} 1' in metrics(mx), 40)
         line = "WRONG  1 mails are with Zulip, whose email_mirror worker has not taken them yet; look at: supervisorctl"
-        assert line in doctor(mx)[1]
+        told = doctor(mx)[1]
+        assert line in told, told
         mx.sh(f"{IN_ZULIP} 'CREATE TABLE kept AS SELECT * FROM reply'; {IN_ZULIP} 'DELETE FROM reply'")
     finally:
         mx.sh("systemctl start zulip-worker")
@@ -423,9 +426,10 @@ def test_mail_that_zulip_has_lost(mx, subject):
 
 
 def test_much_mail_is_refused(mx, subject):
-    before = len(alerts(mx))
+    before, refused = len(alerts(mx)), r'mails_total{outcome="refused",cause="no text"} (\d+)'
+    assert not re.search(refused, metrics(mx)), "these tests need a host of their own"
     mx.send(mx.address(), subject=subject, text="", count=25)
-    assert wait(lambda: re.search(r'mails_total{outcome="refused",cause="no text"} 25', metrics(mx)), 60), metrics(mx)
+    assert wait(lambda: re.findall(refused, metrics(mx)) == ["25"], 60), metrics(mx)
     assert wait(lambda: "25 mails were refused within an hour" in "\n".join(alerts(mx)[before:]), 20), alerts(mx)
 
 
