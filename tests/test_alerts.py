@@ -8,7 +8,7 @@ import pytest
 from email_gateway.alerts import MOST, Alerts
 from email_gateway.gateway import Envelope
 from email_gateway.journal import add_to_count
-from email_gateway.verdict import Deferred, Delivered
+from email_gateway.verdict import Deferred, Delivered, Refused
 from mails import mail
 from test_gateway import CHANNEL
 from test_outcome import TO_GENERAL
@@ -34,7 +34,7 @@ def told(gateway):
 
 def note_probe(gateway, seconds) -> None:
     with gateway.journal.change() as database:
-        gateway.journal.write_note(database, "probe", {"at": time.time(), "seconds": seconds})
+        gateway.journal.write_note(database, "probe", {"looked": time.time(), "seconds": seconds})
 
 
 def test_nothing_to_tell(gateway, told):
@@ -44,7 +44,9 @@ def test_nothing_to_tell(gateway, told):
 
 def test_once_and_once_more_when_it_is_over(gateway, told):
     note_probe(gateway, None)
-    assert told() == ["A mail that was sent to see whether mail works was not posted: zulip-email-gateway doctor"]
+    assert told() == [
+        "A mail that was sent to see whether mail works was not posted in time: zulip-email-gateway doctor"
+    ]
     assert told() == told(7200) == []
     note_probe(gateway, 0.7)
     assert told() == ["The mail that was sent to see whether mail works was posted"]
@@ -74,14 +76,15 @@ def test_mail_that_waits(gateway, told):
 
 
 @pytest.mark.parametrize(
-    ("usual", "number", "is_told"), [(0, 21, True), (0, 20, False), (1680, 39, False), (1680, 41, True)]
+    ("usual", "number", "is_told"), [(0, 21, True), (0, 20, False), (1680, 79, False), (1680, 81, True)]
 )
 def test_refusals_beyond_the_usual(gateway, told, usual, number, is_told):
     hour = int(time.time() // 3600)
     with gateway.journal.change() as database:
         add_to_count(database, "refused", "x", number, hour)
         add_to_count(database, "refused", "x", usual, hour - 100)
-    assert [f"{number} mails were refused within an hour" in text for text in told()] == [True] * is_told
+        gateway.journal.write_note(database, "since", time.time() - 14 * 86400)
+    assert [f"{number} mails were refused within two hours" in text for text in told()] == [True] * is_told
 
 
 def test_a_certificate_that_expires(gateway, told):
@@ -101,16 +104,43 @@ def test_what_cannot_be_posted_now_is_posted_later(gateway, told):
     assert len(told()) == 1 and told() == []
 
 
-def test_a_handful_a_day(gateway, told):
+def test_each_twice_a_day(gateway, told):
+    """And none at the expense of another."""
     texts = []
-    for number in range(3 * MOST):
+    for number in range(8 * MOST):
         note_probe(gateway, None if number % 2 == 0 else 0.7)
         texts += told(number)
-    assert len(texts) == MOST
-    note_probe(gateway, 0.7)
-    assert len(told(90_000)) <= 1
+    assert [text.split()[-1] == "doctor" for text in texts] == [True, False] * MOST
+    gateway.journal.queue([b"x" * 16], "Q")
+    assert len(told(4000)) == 1
+    note_probe(gateway, None)
+    assert told(5000) == [] and len(told(90_000)) == 1
+
+
+@pytest.mark.parametrize("verdict", [Deferred("4.3.2", "down", "Zulip is down"), Refused("5.7.1", "x", "not allowed")])
+def test_one_that_is_not_posted_is_tried_alone_and_not_forgotten(gateway, told, verdict):
+    note_probe(gateway, None)
+    gateway.journal.queue([b"x" * 16], "Q")
+    gateway.answers = [verdict]
+    later = time.time() + 4000
+    assert Alerts(gateway, lambda: later).run()[1] == verdict and len(gateway.handed) == 1
+    gateway.answers = [Delivered()]
+    assert len(told(4000)) == 2
+
+
+def test_a_certificate_that_nobody_can_see_was_not_renewed(gateway, told):
+    def note(until):
+        with gateway.journal.change() as database:
+            gateway.journal.write_note(database, "certificate until", until)
+
+    note(time.time() + 86400)
+    assert len(told()) == 1
+    note(None)
+    assert told() == []
+    note(time.time() + 60 * 86400)
+    assert told() == ["The certificate was renewed"]
 
 
 def test_where_nobody_wants_them_there_are_none(gateway):
     note_probe(gateway, None)
-    assert Alerts(gateway).run() == [] and gateway.handed == []
+    assert Alerts(gateway).run() == ([], None) and gateway.handed == []

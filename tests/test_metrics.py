@@ -96,17 +96,21 @@ def test_a_counter_never_goes_down(gateway, monkeypatch):
 
 
 def test_a_probe(gateway):
-    names = [name for name in samples(metrics.render(status.collect(gateway.config))) if name[0].startswith("probe")]
-    assert names == []
-    with gateway.journal.change() as database:
-        gateway.journal.write_note(database, "probe", {"at": 1000.0, "seconds": None})
-    found = samples(metrics.render(status.collect(gateway.config)))
-    assert found["probe_timestamp_seconds",] == 1000 and found["probe_success",] == 0
-    assert ("probe_duration_seconds",) not in found
-    with gateway.journal.change() as database:
-        gateway.journal.write_note(database, "probe", {"at": 1000.0, "seconds": 0.7})
-    found = samples(metrics.render(status.collect(gateway.config)))
-    assert found["probe_success",] == 1 and found["probe_duration_seconds",] == 0.7
+    """And nothing of one that is not wanted any more."""
+    probed = gateway.config._replace(addresses=gateway.config.addresses._replace(probe=CHANNEL))
+
+    def found(config=probed) -> dict[tuple[str, ...], float]:
+        told = samples(metrics.render(status.collect(config)))
+        return {name: value for name, value in told.items() if name[0].startswith("probe")}
+
+    assert found() == {}
+    note = {"at": 1000.0, "looked": 1100.0, "queue_id": "A", "after": 0}
+    for seconds in (None, 0.7):
+        with gateway.journal.change() as database:
+            gateway.journal.write_note(database, "probe", {**note, "seconds": seconds})
+        assert found()["probe_timestamp_seconds",] == 1100 and found()["probe_success",] == int(seconds is not None)
+        assert found().get(("probe_duration_seconds",)) == seconds
+    assert found(gateway.config) == {}
 
 
 def test_a_name_of_any_kind_is_a_label(gateway):

@@ -359,15 +359,17 @@ def test_what_an_operator_has_deleted_does_not_wait_for_ever(asked, monkeypatch)
     assert accept(asked) == policy.DUNNO
 
 
-@pytest.mark.parametrize("postfix_runs", [True, False])
-def test_what_is_gone_is_not_said_to_wait(asked, monkeypatch, postfix_runs):
-    """Unless Postfix is stopped, which then brings nothing of what it has."""
+@pytest.mark.parametrize("brings_others", [True, False])
+def test_what_is_gone_is_not_said_to_wait(asked, monkeypatch, brings_others):
+    """Unless Postfix brings nothing at all: then it is stopped, or cannot."""
     accept(asked)
-    monkeypatch.setattr(backlog.postfix, "answers", lambda: postfix_runs)
-    for seconds, waits in ((backlog.STALE / 2, True), (backlog.STALE + 1, not postfix_runs)):
+    for seconds, waits in ((backlog.STALE / 2, True), (backlog.STALE + 1, not brings_others)):
         with asked.gateway.journal.change() as database:
             database.execute("UPDATE queued SET at = accepted - ?", (seconds,))
         monkeypatch.setattr(asked.gateway.backlog, "_clock", lambda seconds=seconds: time.monotonic() + seconds)
+        if brings_others:
+            with asked.gateway.backlog.brought(b"another"):
+                pass
         asked.gateway.backlog.tidy()
         assert (asked.gateway.journal.waits_since() is not None) == waits
 

@@ -38,6 +38,16 @@ def test_quantiles_of_a_histogram(found, part, seconds):
     assert report.quantile(found, part) == (None if seconds is None else pytest.approx(seconds))
 
 
+def test_what_was_counted_is_found_again():
+    now = time.time()
+    hour = int(now // 3600)
+    outcomes = [[hour, "delivered", cause, 5] for cause in ("posted", "accepted", "dropped", "copy")]
+    history = {"bounds": [30.0, 60.0, None], "outcomes": outcomes, "posted": [], "delays": [[hour, 60.0, 50, 2000.0]]}
+    found = report.report({"status": {"now": now}, "history": history})
+    assert found["last_day"] == {"delivered": 10, "refused": 0, "rejected": 0}
+    assert found["quantiles"][0.5] == pytest.approx(45)  # as Prometheus has it
+
+
 def test_without_the_chart_library_it_says_what_to_install(monkeypatch):
     monkeypatch.setattr(report, "pygal", None)
     with pytest.raises(AnsibleFilterError, match="pip install pygal"):
@@ -45,7 +55,7 @@ def test_without_the_chart_library_it_says_what_to_install(monkeypatch):
 
 
 def test_charts_of_nothing_yet():
-    history = {"outcomes": [], "posted": [], "delays": []}
+    history = {"bounds": [1.0, None], "outcomes": [], "posted": [], "delays": []}
     found = report.report({"status": {"now": time.time()}, "history": history})
     assert found["reasons"] == found["channels"] == [] and set(found["quantiles"].values()) == {None}
     assert "nothing yet" in found["delays"] and all("<svg" in found[chart] for chart in ("per_day", "per_hour"))

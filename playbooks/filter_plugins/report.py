@@ -30,6 +30,8 @@ _KINDS = {
     "refused": ("refused", "var(--refused)"),
     "rejected": ("rejected at port 25", "var(--rejected)"),
 }
+# Causes; the second where Zulip's log cannot be read, and accepted is all that is known.
+_POSTED = ("posted", "accepted")
 _HOUR = 3600
 # On the axis of delays (seconds).
 _MARKS = [
@@ -53,14 +55,15 @@ def report(asked: Mapping[str, Any]) -> dict[str, Any]:
     days = range(today - DAYS + 1, today + 1)
     by_hour = _outcomes(history["outcomes"], hours, 1)
     by_day = _outcomes(history["outcomes"], days, 24)
-    delays = [_delays(history["delays"], day * 24, day * 24 + 23) for day in days]
+    bounds, rows = history["bounds"], history["delays"]
+    delays = [_delays(bounds, rows, day * 24, day * 24 + 23) for day in days]
     month = (days[0] * 24, this)
     return {
         "per_hour": _stacked(by_hour, _labels(hours, 1)),
         "per_day": _stacked(by_day, _labels(days, 24)),
         "delays": _lines(delays, _labels(days, 24)),
         "last_day": {what: sum(counts[-24:]) for what, counts in by_hour.items()},
-        "quantiles": dict(zip(QUANTILES, _quantiles(_delays(history["delays"], this - 23, this)), strict=True)),
+        "quantiles": dict(zip(QUANTILES, _quantiles(_delays(bounds, rows, this - 23, this)), strict=True)),
         "reasons": _most(
             (f"{cause} ({_KINDS[outcome][0]})", number)
             for hour, outcome, cause, number in history["outcomes"]
@@ -85,17 +88,21 @@ def quantile(found: Sequence[tuple[float, int]], part: float) -> float | None:
 def _outcomes(rows: Sequence[Sequence[Any]], periods: range, length: int) -> dict[str, list[int]]:
     """Numbers by outcome for each period of so many hours."""
     found: dict[str, Counter[int]] = {outcome: Counter() for outcome in _KINDS}
-    for hour, outcome, _, number in rows:
-        if outcome in found:
+    for hour, outcome, cause, number in rows:
+        # What is delivered may also have been dropped, as an automatic reply is.
+        if outcome in found and (outcome != "delivered" or cause in _POSTED):
             found[outcome][hour // length] += number
     return {outcome: [counter[period] for period in periods] for outcome, counter in found.items()}
 
 
-def _delays(rows: Sequence[Sequence[Any]], first: int, last: int) -> list[tuple[float, int]]:
-    found: Counter[float] = Counter()
+def _delays(
+    bounds: Sequence[float | None], rows: Sequence[Sequence[Any]], first: int, last: int
+) -> list[tuple[float, int]]:
+    """Numbers by all bounds; the last one is None."""
+    found: Counter[float | None] = Counter()
     for hour, bound, number, _ in rows:
-        found[float("inf") if bound is None else bound] += number if first <= hour <= last else 0
-    return sorted(found.items())
+        found[bound] += number if first <= hour <= last else 0
+    return [(float("inf") if bound is None else bound, found[bound]) for bound in bounds]
 
 
 def _quantiles(found: Sequence[tuple[float, int]]) -> list[float | None]:

@@ -1,27 +1,27 @@
 """What an operator has to know is posted in Zulip, once for each cause, and once more when it is over.
 
 By the way that all mail goes, and so only while that works: what goes on without Zulip is for doctor and the
-metrics. Never more than a handful a day, whatever happens.
+metrics. What cannot be posted is tried less and less, and each cause is told of twice a day at most.
 """
 
 from __future__ import annotations
 
 import email.utils
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from email.message import EmailMessage
 from typing import NamedTuple
 
 from . import certificate
 from .gateway import Envelope, Gateway
 from .message import Message, stored
-from .verdict import Deferred
+from .verdict import Delivered, Verdict
 
-# So many a day at most (seconds).
-MOST, DAY = 8, 86400.0
+# Each cause so often a day at most (seconds).
+MOST, DAY = 2, 86400.0
 # What waits longer is told (seconds).
 WAITS = 3600.0
-# Refusals within an hour: more than these, and than so many times the usual number of an hour.
+# Refusals within two hours: more than these, and than so many times the usual number.
 FEW, USUAL = 20, 4
 # Others wait for this one to end: seconds for room within Zulip's limits.
 _ROOM = 5.0
@@ -43,29 +43,45 @@ class Alerts:
         self._journal = gateway.journal
         self._now = clock()
 
-    def run(self) -> list[str]:
-        """Post what is new and what is over; a line for each. Raises Trouble."""
+    def run(self) -> tuple[list[str], Verdict | None]:
+        """Post what is new and what is over: a line for each, and why the rest has to wait. Raises Trouble."""
         if not self._gateway.config.addresses.alerts:
-            return []
+            return [], None
         told: dict[str, str] = self._journal.note("alerts") or {}
-        causes = {cause.name: cause for cause in self._causes()}
-        said = []
-        for name in sorted(causes.keys() - told.keys()):
-            if self._post(causes[name].text):
+        causes = {cause.name: cause for cause in self._causes(told)}
+        said: list[str] = []
+        for name in sorted(causes.keys() ^ told.keys()):
+            is_new = name in causes
+            if is_new and not self._may_be_told(name):
+                continue
+            text = causes[name].text if is_new else told[name]
+            verdict = self._post(text)
+            if not isinstance(verdict, Delivered):
+                return said, verdict
+            said.append(f"alert: {text}")
+            if is_new:
                 told[name] = causes[name].over
-                said.append(f"alert: {causes[name].text}")
-                self._note(told)
-        for name in sorted(told.keys() - causes.keys()):
-            if self._post(told[name]):
-                said.append(f"alert: {told.pop(name)}")
-                self._note(told)
-        return said
+            else:
+                del told[name]
+            self._note("alerts", told)
+            if is_new:
+                self._note("alerts sent", {**self._sent(), name: [*self._sent().get(name, []), self._now]})
+        return said, None
 
-    def _note(self, told: dict[str, str]) -> None:
+    def _note(self, name: str, value: object) -> None:
         with self._journal.change() as database:
-            self._journal.write_note(database, "alerts", told)
+            self._journal.write_note(database, name, value)
 
-    def _causes(self) -> Iterator[Cause]:
+    def _sent(self) -> dict[str, list[float]]:
+        """When each cause was told of within a day."""
+        sent: dict[str, list[float]] = self._journal.note("alerts sent") or {}
+        return {name: [at for at in times if at > self._now - DAY] for name, times in sent.items()}
+
+    def _may_be_told(self, name: str) -> bool:
+        return len(self._sent().get(name, [])) < MOST
+
+    def _causes(self, told: Mapping[str, str]) -> Iterator[Cause]:
+        """What is wrong now. told: what was posted, and is not over."""
         config, now = self._gateway.config, self._now
         _, lost, _ = self._journal.number_of_copies()
         if lost:
@@ -74,7 +90,7 @@ class Alerts:
             yield Cause("lost", text, "No mail that Zulip has lost is in quarantine any more")
         number, usual = self._journal.refusals(now)
         if number > FEW and number > USUAL * usual:
-            what = f"{number} mails were refused within an hour, where {usual:.1f} are usual"
+            what = f"{number} mails were refused within two hours, where {usual:.1f} are usual"
             yield Cause("refused", f"{what}: zulip-email-gateway quarantine list", "No more mail than usual is refused")
         since = self._journal.waits_since()
         if since is not None and now - since > WAITS:
@@ -82,18 +98,16 @@ class Alerts:
             yield Cause("waits", what, "No mail waits for long any more")
         probe = self._journal.note("probe")
         if config.addresses.probe and probe and probe["seconds"] is None:
-            what = "A mail that was sent to see whether mail works was not posted: zulip-email-gateway doctor"
+            what = "A mail that was sent to see whether mail works was not posted in time: zulip-email-gateway doctor"
             yield Cause("probe", what, "The mail that was sent to see whether mail works was posted")
         until = self._journal.note("certificate until")
+        if until is None and "certificate" in told:  # that nobody knows is no end
+            yield Cause("certificate", "", told["certificate"])
         if until is not None and until - now < certificate.SOON:
             what = f"The certificate that senders of mail are shown expires within {certificate.SOON // 86400} days"
             yield Cause("certificate", f"{what}: zulip-email-gateway doctor", "The certificate was renewed")
 
-    def _post(self, text: str) -> bool:
-        """True if it need not be posted any more."""
-        recent = [at for at in self._journal.note("alerts sent") or [] if at > self._now - DAY]
-        if len(recent) >= MOST:
-            return False
+    def _post(self, text: str) -> Verdict:
         domain = self._gateway.config.pattern.domain
         mail = EmailMessage()
         mail["From"] = f"Zulip email gateway <postmaster@{domain}>"
@@ -106,9 +120,4 @@ class Alerts:
             file.write(mail.as_bytes())
             file.flush()
             envelope = Envelope(self._gateway.config.addresses.alerts)
-            verdict = self._gateway.deliver(envelope, Message(file), max_wait=_ROOM, keep_refused=False)
-        if isinstance(verdict, Deferred):
-            return False
-        with self._journal.change() as database:
-            self._journal.write_note(database, "alerts sent", [*recent, self._now])
-        return True
+            return self._gateway.deliver(envelope, Message(file), max_wait=_ROOM, keep_refused=False)

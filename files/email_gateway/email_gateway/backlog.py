@@ -3,8 +3,8 @@
 Postfix tells of each mail that it has accepted (policy.py), and brings it until its outcome is
 final. What an operator has deleted from the queue, or what has expired there, is never brought
 again: what should have been brought long before another one is gone (Journal.dequeue), and once
-nothing was brought for a channel for longer than Postfix lets any mail wait, though it runs, all
-of it is.
+nothing was brought for a channel for longer than Postfix lets any mail wait, though mail for
+others was, all of it is.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import Lock
 
-from . import postfix
 from .journal import Journal
 
 # More than Postfix's maximal_backoff_time (seconds), which the role postfix_localmail sets.
@@ -62,10 +61,11 @@ class Backlog:
 
     def tidy(self) -> None:
         """Forget what is gone from the queue, and the addresses that nothing is brought for any more."""
+        with self._lock:
+            is_bringing = any(last > self._clock() - STALE for _, last in self._brought.values())
         before = time.time() - STALE
-        gone_from_queue = [address for address in self._journal.queued_before(before) if self._is_idle(address)]
-        if gone_from_queue and postfix.answers():
-            for address in gone_from_queue:
+        for address in self._journal.queued_before(before) if is_bringing else ():
+            if self._is_idle(address):
                 self._journal.forget_queued(address, before)
         with self._lock:
             old = self._clock() - 2 * STALE

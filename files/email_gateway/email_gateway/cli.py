@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import argparse
 import getpass
+import grp
 import json
 import os
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
 
 from . import address_book, config
 from .addresses import Pattern, redact
 from .client import Client
-from .journal import Journal
+from .journal import BOUNDS, Journal
+from .probe import Sent, still_waits
 from .quarantine import Quarantine
 from .terminal import escaped, readable
 from .verdict import Trouble, exit_status
@@ -146,8 +149,12 @@ def _become_owner(folder: Path) -> None:
         raise Trouble("4.3.0", "state", f"cannot use {folder}: {error.strerror}") from error
     if os.geteuid() not in (0, owner.st_uid):
         raise Trouble("4.3.0", "user", f"{folder} belongs to another user: run this as root")
+    groups: list[int] = []
     if os.geteuid() == 0 and owner.st_uid != 0:
-        os.setgroups([])
+        # Whoever looks at Postfix's queue needs this one where setgid programs have no effect (systemd.exec(5)).
+        with suppress(KeyError):
+            groups = [grp.getgrnam("postdrop").gr_gid]
+        os.setgroups(groups)
         os.setgid(owner.st_gid)
         os.setuid(owner.st_uid)
     os.umask(0o077)
@@ -167,15 +174,34 @@ def _doctor(settings: config.Config, as_json: bool) -> int:
 
 
 def _probe(settings: config.Config, service: Client, options: argparse.Namespace) -> int:
-    from .probe import probe
+    from . import probe
 
-    address = settings.addresses.probe if options.timed else _address_asked_for()
-    if not address:
+    if not options.timed:
+        sent = probe.send(settings, _address_asked_for(), _print)
+        return 1 if sent is None or probe.follow(settings, sent, _print, options.wait) is None else 0
+    if not settings.addresses.probe:
         raise Trouble("4.3.5", "configuration", "no address to send a probe to; set email_gateway_probe_address")
-    began = time.time()
-    seconds = probe(settings, address, _print, options.wait)
-    service.ask("probed", at=f"{began:.3f}", seconds="" if seconds is None else f"{seconds:.3f}")
+    at, seconds, sent = time.time(), None, _probe_that_waits(settings)
+    if sent is None:
+        sent = probe.send(settings, settings.addresses.probe, _print)
+    else:
+        _print(f"The last one, {sent.queue_id}, has not been posted yet, so that no other is sent")
+    if sent is not None:
+        seconds = probe.follow(settings, sent, _print, options.wait)
+    fields = {"queue-id": sent.queue_id if sent else "", "after": str(sent.after if sent else 0)}
+    fields |= {"at": f"{sent.at if sent else at:.3f}", "looked": f"{time.time():.3f}"}
+    status, line, _ = service.ask("probed", seconds="" if seconds is None else f"{seconds:.3f}", **fields)
+    if status:
+        raise Trouble("4.3.2", "service", line)
     return 1 if seconds is None else 0
+
+
+def _probe_that_waits(settings: config.Config) -> Sent | None:
+    last = Journal(settings.state_dir, create=False).note("probe")
+    if last is None or last["seconds"] is not None or not last.get("queue_id"):
+        return None
+    sent = Sent(last["at"], last["queue_id"], last["after"])
+    return sent if still_waits(settings, sent) else None
 
 
 def _address_asked_for() -> str:
@@ -249,7 +275,8 @@ def _status(settings: config.Config, options: argparse.Namespace) -> int:
 
     if options.history is not None:
         since = time.time() - options.history * 86400
-        _print(json.dumps(Journal(settings.state_dir, create=False).history(since)))
+        bounds = [None if bound == float("inf") else bound for bound in BOUNDS]
+        _print(json.dumps({"bounds": bounds, **Journal(settings.state_dir, create=False).history(since)}))
         return 0
     facts = status.collect(settings)
     if options.prometheus:

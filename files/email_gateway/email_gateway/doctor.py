@@ -18,7 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from . import postfix, postfix_checks, worker_log
+from . import postfix, postfix_checks, status, worker_log
 from .client import Client
 from .config import Config
 from .finding import OK, WARN, WRONG, Finding, found, run
@@ -83,13 +83,14 @@ def _system(config: Config) -> Iterator[Finding]:
 
 def _upgrades(config: Config) -> Iterator[Finding]:
     """Whether one of Zulip or of packages was begun and not ended; and one of Zulip since site.yml ran."""
-    if (DEPLOYMENTS / "next").exists():
-        what = f"an upgrade of Zulip was begun and has not ended ({DEPLOYMENTS / 'next'})"
+    current, coming = DEPLOYMENTS / "current", DEPLOYMENTS / "next"
+    # Zulip's scripts leave it there, the same as the current one, once they have ended.
+    if coming.exists() and coming.resolve() != current.resolve():
+        what = f"an upgrade of Zulip was begun and has not ended, or was taken back ({coming} is not {current})"
         yield Finding(WARN, what, "run it again to its end, then playbooks/site.yml")
-    with suppress(OSError):
-        text = (DEPLOYMENTS / "current/version.py").read_text(encoding="utf-8", errors="replace")
-        version = re.search(r"^ZULIP_VERSION = [\"'](.*)[\"']", text, re.MULTILINE)
-        if version and config.zulip_version not in ("", version[1]):
+    if config.zulip_version:
+        version = re.search(r"^ZULIP_VERSION = [\"'](.*)[\"']", _as_zulip(current / "version.py"), re.MULTILINE)
+        if version and version[1] != config.zulip_version:
             what = f"Zulip was upgraded from {config.zulip_version} to {version[1]} since playbooks/site.yml ran"
             yield Finding(WARN, what, "run playbooks/site.yml")
     if unfinished := run("dpkg", "--audit").stdout.strip():
@@ -246,19 +247,20 @@ def _probed(config: Config, facts: dict[str, Any]) -> Iterator[Finding]:
         return
     if facts["probe"] is None and facts["since"] > time.time() - PROBED:
         yield Finding(OK, "no probe was sent yet, for the gateway is new here")
-    elif facts["probe"] is None or facts["probe"]["at"] < time.time() - PROBED:
+    elif facts["probe"] is None or facts["probe"]["looked"] < time.time() - PROBED:
         what = f"no probe was sent for {PROBED / 3600:g} hours"
         yield Finding(WRONG, what, "look at: systemctl status zulip-email-gateway-probe.timer")
     elif facts["probe"]["seconds"] is None:
-        what = "the last probe, a mail through port 25, was not posted"
-        yield Finding(WRONG, what, "look at: journalctl -u zulip-email-gateway-probe")
+        what = "the last probe, a mail through port 25, was not posted in time"
+        remedy = "look at: journalctl -u zulip-email-gateway-probe; then: systemctl start zulip-email-gateway-probe"
+        yield Finding(WRONG, what, remedy)
     else:
         yield Finding(OK, f"the last probe was posted after {facts['probe']['seconds']:.1f} s")
 
 
 def _polled(facts: dict[str, Any]) -> Iterator[Finding]:
     """When the inbox was last looked through to its end."""
-    if not (UNITS / "zulip-email-gateway-poll.service").exists():  # Zulip itself may read it
+    if not status.POLLER.exists():
         return
     last = facts["last_poll"]
     if last is None:

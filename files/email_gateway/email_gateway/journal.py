@@ -42,6 +42,8 @@ UNDELIVERABLE = "undeliverable@gateway.invalid"
 KEPT = 14 * 86400
 # Zulip writes a mail that it failed with into its file at once (seconds, with much to spare).
 _EXPECTED = 3600
+# Postfix brings a mail for so long (seconds; maximal_queue_lifetime).
+_BROUGHT_AGAIN = 5 * 86400
 # So many mails at a time: nobody is to wait for it.
 _AT_ONCE = 1000
 # Counts are kept by the hour for this time (seconds), and then only their sum, as hour 0.
@@ -281,12 +283,18 @@ class Journal:
         self._remember(key, row[4])
         return Refused(*row[1:4]) if row[0] == "refused" else Delivered("accepted by Zulip before", row[2])
 
-    def mail_of(self, queue_id: str) -> tuple[str, str]:
-        """State and reason of a mail of Postfix's, the latest that had this queue ID; empty if there is none."""
-        query = "SELECT state, reason FROM mail WHERE source = 'postfix' AND queue_id = ? ORDER BY id DESC LIMIT 1"
+    def last_mail(self) -> int:
+        """The number of the mail that was heard of last."""
         with self._look() as database:
-            row = database.execute(query, (queue_id,)).fetchone()
-        return ("", "") if row is None else (row[0], row[1])
+            return int(database.execute("SELECT coalesce(max(id), 0) FROM mail").fetchone()[0])
+
+    def mail_of(self, queue_id: str, after: int) -> tuple[str, str, str]:
+        """State, cause and reason of a mail of Postfix's with this queue ID, which comes again, heard of after the
+        mail with that number; empty if there is none."""
+        query = "SELECT state, cause, reason FROM mail WHERE id > ? AND queue_id = ? AND source = 'postfix'"
+        with self._look() as database:
+            row = database.execute(query, (after, queue_id)).fetchone()
+        return ("", "", "") if row is None else (row[0], row[1], row[2])
 
     def _remember(self, key: bytes, changed: float) -> None:
         """What is asked for is not forgotten (tidy)."""
@@ -409,13 +417,15 @@ class Journal:
         return {bound: int(found.get(bound, 0)) for bound in BOUNDS}, float(seconds)
 
     def refusals(self, now: float) -> tuple[int, float]:
-        """How many mails were refused in this hour and the one before, and in an hour of the week before that."""
+        """How many mails were refused in this hour and the one before, and in as long in the week before that, or
+        since the journal began."""
         this = int(now // 3600)
+        hours = min(168.0, max(2.0, this - 1 - (self.note("since") or 0.0) / 3600))
         query = "SELECT total(number) FROM count WHERE outcome = 'refused' AND hour BETWEEN ? AND ?"
         with self._look() as database:
             number = database.execute(query, (this - 1, this)).fetchone()[0]
             usual = database.execute(query, (this - 169, this - 2)).fetchone()[0]
-        return int(number), usual / 168
+        return int(number), 2 * usual / hours
 
     def waits_since(self) -> float | None:
         """When Postfix has accepted the oldest mail that it still has for a channel (Unix seconds)."""
@@ -449,11 +459,9 @@ class Journal:
             "posted": "SELECT hour, channel, number FROM posted WHERE hour >= ? ORDER BY hour",
             "delays": "SELECT hour, nullif(bound, 9e999), number, seconds FROM delay WHERE hour >= ? ORDER BY hour",
         }
+        first = max(1, int(since // 3600))
         with self._look() as database:
-            return {
-                what: database.execute(query, (max(1, int(since // 3600)),)).fetchall()
-                for what, query in queries.items()
-            }
+            return {what: database.execute(query, (first,)).fetchall() for what, query in queries.items()}
 
     def accepted(self) -> dict[str, int]:
         """How many mails came, by source."""
@@ -736,8 +744,9 @@ class Journal:
             remove = f"DELETE FROM mail WHERE id IN ({oldest})"
             database.execute(remove.format("changed < ?"), (now - KEPT, _AT_ONCE))
             number = database.execute("SELECT count(*) FROM mail WHERE copy IS NULL").fetchone()[0]
-            done = "state IN ('delivered', 'refused')"  # what waits has to be known
-            database.execute(remove.format(done), (min(max(0, number - most), _AT_ONCE),))
+            # What waits has to be known, and so has what may be brought once more.
+            done = "state IN ('delivered', 'refused') AND changed < ?"
+            database.execute(remove.format(done), (now - _BROUGHT_AGAIN, min(max(0, number - most), _AT_ONCE)))
             for table, what, sums in (
                 ("count", "outcome, cause", "number"),
                 ("posted", "channel", "number"),

@@ -30,11 +30,11 @@ MAILS = Metric(
     "Outcomes of deliveries, by cause; a mail may be deferred several times",
 )
 FAILED = Metric("failed_inside_zulip_total", "counter", "Mails that Zulip accepted and failed with, by what was done")
-POSTED = Metric("posted_total", "counter", "Mails that were posted, by channel")
+POSTED = Metric("posted_total", "counter", "Mails posted, by channel; accepted, where Zulip's log cannot be read")
 DELAY = Metric("delay_seconds", "histogram", "Time from acceptance by Postfix, or the first try, to posted")
 LAST = Metric("last_posted_timestamp_seconds", "gauge", "When the last mail was posted")
-PROBED = Metric("probe_timestamp_seconds", "gauge", "When the last probe was sent")
-PROBE_GOOD = Metric("probe_success", "gauge", "1 if it was posted")
+PROBED = Metric("probe_timestamp_seconds", "gauge", "When a probe was last sent, or looked for")
+PROBE_GOOD = Metric("probe_success", "gauge", "1 if it was posted within two minutes")
 PROBE_TIME = Metric("probe_duration_seconds", "gauge", "How long that took, if it was")
 POLLED = Metric("last_poll_timestamp_seconds", "gauge", "When the inbox was last looked through")
 CERTIFICATE = Metric("certificate_expiry_timestamp_seconds", "gauge", "When the certificate shown at port 25 expires")
@@ -70,9 +70,9 @@ def _lines(facts: Mapping[str, Any]) -> Iterator[str]:
     yield from _metric(POSTED, _by("channel", facts["posted"]))
     yield from _histogram(DELAY, *facts["delays"])
     yield from _metric(LAST, _one(facts["last_posted"]))
-    probe = facts["probe"] or {"at": None, "seconds": None}
-    yield from _metric(PROBED, _one(probe["at"]))
-    yield from _metric(PROBE_GOOD, _one(None if probe["at"] is None else int(probe["seconds"] is not None)))
+    probe = facts["probe"] or {"looked": None, "seconds": None}
+    yield from _metric(PROBED, _one(probe["looked"]))
+    yield from _metric(PROBE_GOOD, _one(None if probe["looked"] is None else int(probe["seconds"] is not None)))
     yield from _metric(PROBE_TIME, _one(probe["seconds"]))
     yield from _metric(POLLED, _one(facts["last_poll"]))
     yield from _metric(CERTIFICATE, _one(facts["certificate_until"]))

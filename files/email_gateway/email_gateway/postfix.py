@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from pathlib import Path
 
 MAIN_CF = Path("/etc/postfix/main.cf")
@@ -15,15 +14,6 @@ def main_cf() -> str:
     except OSError:
         return ""
     return text if "Zulip email gateway" in text else ""
-
-
-def answers() -> bool:
-    """True if something answers at port 25 of this host."""
-    try:
-        with socket.create_connection(("127.0.0.1", 25), 10) as connection:
-            return connection.recv(4) == b"220 "
-    except OSError:
-        return False
 
 
 def is_ours() -> bool:

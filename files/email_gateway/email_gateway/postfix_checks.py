@@ -77,7 +77,7 @@ def _unchanged(_: Config) -> Iterator[Finding]:
     if not CHECKSUMS.exists():
         yield Finding(WARN, f"there is no {CHECKSUMS}: whether Postfix's files were changed is not known", _SITE)
         return
-    done = run("sha256sum", "--check", "--quiet", str(CHECKSUMS))
+    done = run("env", "LC_ALL=C", "sha256sum", "--check", "--quiet", str(CHECKSUMS))
     changed = re.findall(r"^(.*): FAILED", done.stdout, re.MULTILINE)
     if changed:
         what = f"{', '.join(changed)}: not what playbooks/site.yml has written"
@@ -86,8 +86,10 @@ def _unchanged(_: Config) -> Iterator[Finding]:
             what,
             "run it, first with --check --diff; what is to stay goes into postfix_localmail_settings",
         )
+    elif done.returncode:
+        yield Finding(WRONG, f"{CHECKSUMS} cannot be checked: {done.stderr.strip()}", _SITE)
     else:
-        yield found(done.returncode == 0, "Postfix's files are those that playbooks/site.yml has written", _SITE)
+        yield Finding(OK, "Postfix's files are those that playbooks/site.yml has written")
 
 
 def _certificate(config: Config) -> Iterator[Finding]:

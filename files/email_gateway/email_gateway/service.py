@@ -229,9 +229,15 @@ class Service:
         if verb == "knows":
             return answer(_knows(gateway, fields["recipient"]))
         if verb == "probed":
-            seconds = float(fields["seconds"]) if fields["seconds"] else None
+            note = {
+                "at": float(fields["at"]),
+                "looked": float(fields["looked"]),
+                "seconds": float(fields["seconds"]) if fields["seconds"] else None,
+                "queue_id": fields["queue-id"],
+                "after": int(fields["after"]),
+            }
             with gateway.journal.change() as database:
-                gateway.journal.write_note(database, "probe", {"at": float(fields["at"]), "seconds": seconds})
+                gateway.journal.write_note(database, "probe", note)
             return "0 noted\n"
         if verb == "polled":
             with gateway.journal.change() as database:
@@ -248,7 +254,11 @@ class Service:
         """What failed inside Zulip or is told late, and what there is to tidy: none goes for long."""
         failures = _patiently(lambda: Failures(self.gateway()).run())
         overdue = _patiently(lambda: late.take_up(self.gateway()))
-        work_to_do = (failures, overdue, self._revive, self._look_at_certificate, self._alert, self._tidy)
+        alerts = _patiently(lambda: Alerts(self.gateway()).run())
+        work_to_do = (
+            *(failures, overdue, self._revive, self._look_at_certificate),
+            *(lambda: max(alerts(), _ALERTED), self._tidy),
+        )
         jobs: list[tuple[Callable[[], float], float]] = [(work, 0.0) for work in work_to_do]
         said: set[str] = set()
         while True:
@@ -274,21 +284,15 @@ class Service:
         return _TICK
 
     def _look_at_certificate(self) -> float:
-        """As a sender is shown it: the file may be for root alone. Postfix may be stopped, or not be ours."""
+        """As a sender is shown it: the file may be for root alone."""
         until = None
         if postfix.is_ours():
-            try:
+            # While Postfix is stopped, or STARTTLS fails, nobody knows: doctor says why.
+            with suppress(OSError, smtplib.SMTPException):
                 until = certificate.good_until(certificate.shown()) or None
-            except (OSError, smtplib.SMTPException):
-                return _HOUR
         with self.gateway().journal.change() as database:
             Journal.write_note(database, "certificate until", until)
         return _HOUR
-
-    def _alert(self) -> float:
-        for line in Alerts(self.gateway()).run():
-            say(line)
-        return _ALERTED
 
     def _tidy(self) -> float:
         gateway = self.gateway()
@@ -300,7 +304,7 @@ class Service:
         return _TIDY
 
 
-def _patiently(work: Callable[[], tuple[list[str], Deferred | None]]) -> Callable[[], float]:
+def _patiently(work: Callable[[], tuple[list[str], Verdict | None]]) -> Callable[[], float]:
     """Do the work and tell what it did; seconds until the next time: longer each time while Zulip
     does not take the mail."""
     pause = 0.0
@@ -310,6 +314,8 @@ def _patiently(work: Callable[[], tuple[list[str], Deferred | None]]) -> Callabl
         told, waits = work()
         for line in told:
             say(line)
+        if isinstance(waits, Refused):
+            say(f"what the gateway wanted to post was refused: {waits.reason}")
         pause = min(max(2 * pause, _FIRST_PAUSE), _LONGEST_PAUSE) if waits else 0.0
         return pause
 

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import time
+from pathlib import Path
 from typing import Any
 
 from . import worker_log
@@ -17,6 +18,8 @@ from .pace import Pace, seconds_on_hold, usage, windows_of
 from .quarantine import ALARM, NAMED, described
 from .revival import RESTARTED
 
+# Our own poller, and not Zulip's.
+POLLER = Path("/etc/systemd/system/zulip-email-gateway-poll.service")
 # How long something will take, or took, is different for each mail.
 _SECONDS = re.compile(r"\b\d+(?:\.\d+)? s\b")
 
@@ -53,8 +56,8 @@ def collect(config: Config) -> dict[str, Any]:
         "posted": journal.posted(),
         "delays": journal.delays(),
         "last_posted": journal.note("last posted"),
-        "probe": journal.note("probe"),
-        "last_poll": journal.note("last poll"),
+        "probe": journal.note("probe") if config.addresses.probe else None,
+        "last_poll": journal.note("last poll") if POLLER.exists() else None,
         "certificate_until": journal.note("certificate until"),
         "runs": _runs(),
         "queued": journal.queued(),
