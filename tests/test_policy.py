@@ -359,6 +359,13 @@ def test_what_an_operator_has_deleted_does_not_wait_for_ever(asked, monkeypatch)
     assert accept(asked) == policy.DUNNO
 
 
+def test_what_is_not_from_postfix_says_nothing_of_its_queue(asked):
+    asked.gateway.deliver(Envelope(CHANNEL), mail(b"m"))
+    assert asked.gateway.backlog._brought == {}
+    asked.gateway.deliver(Envelope(CHANNEL, queue_id="A", source="postfix", known_by=("A",)), mail(b"m"))
+    assert len(asked.gateway.backlog._brought) == 1
+
+
 @pytest.mark.parametrize("brings_others", [True, False])
 def test_what_is_gone_is_not_said_to_wait(asked, monkeypatch, brings_others):
     """Unless Postfix brings nothing at all: then it is stopped, or cannot."""

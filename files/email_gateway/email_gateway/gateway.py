@@ -12,7 +12,7 @@ import re
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from threading import Event, Lock
@@ -138,7 +138,9 @@ class Gateway:
                 *(key, envelope.source, envelope.recipient, envelope.sender, envelope.queue_id, message.size),
                 self._content(envelope, message),
             )
-            with self._alone(key), self.backlog.brought(self._address_of(envelope.recipient)):
+            is_brought = envelope.source == "postfix"
+            brought = self.backlog.brought(self._address_of(envelope.recipient)) if is_brought else nullcontext()
+            with self._alone(key), brought:
                 self._tell(key)
                 if verdict := self.journal.verdict(key):
                     return verdict

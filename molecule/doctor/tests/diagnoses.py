@@ -377,7 +377,8 @@ with open(mail, "r+b") as file:
     assert new != text
     file.seek(0); file.write(new)
 database = sqlite3.connect("JOURNAL")
-database.execute("UPDATE queued SET at = at - 7200, accepted = accepted - 7200 WHERE queue_id = ?", (os.path.basename(mail),))
+aged = "UPDATE queued SET at = at - 7200, accepted = accepted - 7200 WHERE queue_id = ?"
+database.execute(aged, (os.path.basename(mail),))
 database.commit()
 """
 
