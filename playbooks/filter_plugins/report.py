@@ -6,6 +6,7 @@ Charts are SVG from pygal, without scripts; their colours are variables of the p
 from __future__ import annotations
 
 import datetime
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -47,7 +48,7 @@ def report(asked: Mapping[str, Any]) -> dict[str, Any]:
     if pygal is None:
         raise AnsibleFilterError(
             "playbooks/report.yml draws with the Python library pygal on the machine that runs Ansible; install it "
-            "with: pip install pygal"
+            f"with {sys.executable} -m pip install pygal"
         )
     history, this = asked["history"], int(asked["status"]["now"] // _HOUR)
     today = this // 24
