@@ -161,6 +161,8 @@ class Inbox:
         self._seen: set[int] = set()
         # When the service was told to remember what it has delivered (Unix seconds).
         self._reminded = 0.0
+        # And that the inbox was looked through.
+        self._told_polled = 0.0
         self._failures = 0
         self._stopping = self._waiting = False
 
@@ -231,7 +233,7 @@ class Inbox:
         while True:
             seen = self.take_all(mailbox)
             self._failures = 0
-            self._service.ask("polled")
+            self._tell_polled()
             if seen.no_room:
                 pause = ROOM_RETRY
             elif seen.left:
@@ -245,6 +247,14 @@ class Inbox:
                 self._step(pause)
                 with self._may_be_stopped():
                     mailbox.wait(pause)
+
+    def _tell_polled(self) -> None:
+        """For doctor and the metrics; once a minute will do."""
+        now = time.time()
+        if now > self._told_polled + 60.0:
+            self._told_polled = now
+            with suppress(Trouble):  # what cannot be told is told later
+                self._service.ask("polled")
 
     def take_all(self, mailbox: ImapSession) -> Round:
         """One round through what is in the inbox, and the replies that come meanwhile."""
