@@ -109,6 +109,7 @@ class ZulipHost:
             "MOLECULE_SCENARIO_NAME": self.scenario,
             "ANSIBLE_CONFIG": str(PROJECT / "ansible.cfg"),
             "ANSIBLE_CALLBACK_RESULT_FORMAT": "json",
+            "ANSIBLE_FORCE_COLOR": "0",  # molecule asks for it
         }
         # A session of its own: a test may kill the run with all its processes.
         return subprocess.run(

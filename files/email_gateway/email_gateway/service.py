@@ -292,7 +292,7 @@ class Service:
                 until = certificate.good_until(certificate.shown()) or None
         with self.gateway().journal.change() as database:
             Journal.write_note(database, "certificate until", until)
-        return _HOUR
+        return _HOUR if until else _ALERTED
 
     def _tidy(self) -> float:
         gateway = self.gateway()

@@ -354,10 +354,10 @@ def test_what_is_broken_is_told(mx, name):
         lines = [line for line in told.splitlines() if diagnosis.line in line]
         assert lines and diagnosis.remedy in lines[0], told
         assert (status == 0) == lines[0].startswith("warn"), told
-        if diagnosis.metric:
-            assert re.search(f"^zulip_email_gateway_{diagnosis.metric}", metrics(mx), re.MULTILINE), metrics(mx)
         if diagnosis.alert[0]:
             assert wait(lambda: any(diagnosis.alert[0] in text for text in alerts(mx)[before:]), 20), alerts(mx)
+        if diagnosis.metric:
+            assert re.search(f"^zulip_email_gateway_{diagnosis.metric}", metrics(mx), re.MULTILINE), metrics(mx)
     if diagnosis.alert[0]:
         assert wait(lambda: diagnosis.alert[1] in "\n".join(alerts(mx)[before:]), 20), alerts(mx)
         assert len(alerts(mx)) == before + 2
