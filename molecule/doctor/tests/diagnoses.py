@@ -312,6 +312,14 @@ def fresh(request) -> None:
     database = f"""python3 -c 'import sqlite3, sys; sqlite3.connect("{JOURNAL}").executescript(sys.argv[1])'"""
     forget = "DELETE FROM queued; DELETE FROM note WHERE name LIKE 'alerts%'"
     service = "zulip-email-gateway.service"
+    # The timer's own probe, two to seven minutes after site.yml, would come while something is broken.
+    mx.sh(
+        """
+        timer=zulip-email-gateway-probe.timer; mkdir -p /run/systemd/system/$timer.d
+        printf '[Timer]\nOnActiveSec=\nOnActiveSec=1d\n' > /run/systemd/system/$timer.d/later.conf
+        systemctl daemon-reload; systemctl restart $timer
+        """
+    )
     mx.sh(
         f"set -e; zulip-email-gateway quarantine purge --all; systemctl start zulip-email-gateway-probe; "
         f'systemctl stop {service}; {database} "{forget}"; systemctl start {service}'
