@@ -5,12 +5,15 @@ from __future__ import annotations
 import re
 import smtplib
 import ssl
-import subprocess
 from typing import NamedTuple
+
+from .finding import run
 
 HOST, PORT = "127.0.0.1", 25
 # It is renewed well before this time (seconds).
 SOON = 7 * 86400
+# What openssl(1) is asked, it answers within so many seconds, or the answer is not known.
+_PATIENCE = 10.0
 _CHAIN = re.compile(r"^smtpd_tls_chain_files *=\s*(\S+)\s+(\S+)", re.MULTILINE)
 
 
@@ -56,16 +59,8 @@ def is_for(certificate: str, name: str) -> bool:
 def key_fits(files: Files) -> bool:
     """True if the key is the certificate's; to be asked as root."""
     ours = _openssl(("-noout", "-pubkey", "-in", files.chain))
-    return bool(ours) and ours == _run(("openssl", "pkey", "-pubout", "-in", files.key), None)
+    return bool(ours) and ours == run("openssl", "pkey", "-pubout", "-in", files.key, seconds=_PATIENCE).stdout
 
 
 def _openssl(question: tuple[str, ...], certificate: str | None = None) -> str:
-    return _run(("openssl", "x509", *question), certificate)
-
-
-def _run(command: tuple[str, ...], text: str | None) -> str:
-    try:
-        done = subprocess.run(command, input=text, capture_output=True, timeout=10, check=False, text=True)
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout
+    return run("openssl", "x509", *question, input=certificate, seconds=_PATIENCE).stdout

@@ -13,6 +13,7 @@ from typing import Any
 from . import worker_log
 from .addresses import redact
 from .config import Config
+from .finding import run
 from .journal import FAILED_INSIDE, REJECTED, UNDELIVERABLE, Journal
 from .pace import Pace, seconds_on_hold, usage, windows_of
 from .quarantine import ALARM, NAMED, described
@@ -106,11 +107,7 @@ def render(facts: dict[str, Any], logs: object) -> str:
 
 def _runs() -> bool:
     """Whether the service does (systemctl(1))."""
-    command = ("systemctl", "is-active", "--quiet", "zulip-email-gateway.service")
-    try:
-        return subprocess.run(command, capture_output=True, timeout=20, check=False).returncode == 0
-    except (OSError, subprocess.TimeoutExpired):
-        return False
+    return run("systemctl", "is-active", "--quiet", "zulip-email-gateway.service", seconds=20).returncode == 0
 
 
 def _queue() -> dict[str, Any] | None:
