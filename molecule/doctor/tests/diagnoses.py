@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import NamedTuple
 
 import pytest
 from conftest import ZulipHost, wait
-from figures import JOURNAL, SOCKETS, STATE
+from figures import JOURNAL, SOCKETS, STATE, Fault, broken
 
 SITE = "run playbooks/site.yml"
 CONF = "/etc/zulip-email-gateway/gateway.conf"
@@ -340,15 +338,6 @@ def test_a_healthy_host_shows_only_ok(mx):
     assert alerts(mx) == alerts(mx)  # nothing new
 
 
-@contextmanager
-def broken(mx: ZulipHost, diagnosis: Diagnosis) -> Iterator[None]:
-    mx.sh(diagnosis.spoil)
-    try:
-        yield
-    finally:
-        mx.sh(diagnosis.mend)
-
-
 @pytest.mark.parametrize("name", DIAGNOSES)
 def test_what_is_broken_is_told(mx, name):
     diagnosis = DIAGNOSES[name]
@@ -357,7 +346,7 @@ def test_what_is_broken_is_told(mx, name):
     ):
         pytest.skip(f"Zulip {diagnosis.only} only")
     before = len(alerts(mx)) if diagnosis.alert[0] else 0
-    with broken(mx, diagnosis):
+    with broken(mx, Fault(diagnosis.spoil, diagnosis.mend)):
         status, told = doctor(mx)
         lines = [line for line in told.splitlines() if diagnosis.line in line]
         assert lines and diagnosis.remedy in lines[0], told
