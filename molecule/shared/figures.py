@@ -52,7 +52,8 @@ def limits(mx: ZulipHost, windows: str, zulip: str = "") -> None:
         {set_in_zulip("RATE_LIMITING_MIRROR_REALM_RULES", rules)}
         systemctl start zulip-worker
         # Without a log the service does not know what Zulip has counted, and waits for an hour.
-        for i in $(seq 100); do test -e /var/log/zulip/workers.log && break; sleep 0.1; done
+        for i in $(seq 300); do test -e /var/log/zulip/workers.log && break; sleep 0.1; done
+        test -e /var/log/zulip/workers.log || exit 1
         systemctl start zulip-email-gateway.service
         for i in $(seq 100); do zulip-email-gateway check >/dev/null && break; sleep 0.2; done
         """
