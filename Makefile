@@ -88,7 +88,7 @@ FUZZ_TARGET ?= a_mail
 FUZZ_SECONDS ?= 60
 fuzz: .cache/venv
 	@.venv/bin/python -c 'import atheris' 2>/dev/null || .venv/bin/pip install --quiet --disable-pip-version-check 'atheris ~= 3.0'
-	@PYTHONPATH=tests:tests/fuzz:files/email_gateway:roles/email_gateway/library .venv/bin/python tests/fuzz/run.py $(FUZZ_TARGET) $(FUZZ_SECONDS)
+	@PYTHONPATH=tests:tests/fuzz:files/email_gateway:plugins/modules .venv/bin/python tests/fuzz/run.py $(FUZZ_TARGET) $(FUZZ_SECONDS)
 
 clean: demo-down
 	@podman images --format '{{.Repository}}:{{.Tag}}' | { grep '^localhost/zeg-' || true; } | xargs -r podman rmi

@@ -81,11 +81,16 @@ def test_the_execution_environment_can_be_built(tmp_path):
     assert "dnspython" in (tmp_path / "context/_build/requirements.txt").read_text()
 
 
-def test_a_collections_plugins_are_the_roles_own():
-    """Each module and plugin of a role and of the playbooks has its link, and nothing else is there."""
-    links = {path.resolve() for path in (PROJECT / "plugins").rglob("*.py")}
-    own = {path for kind in ("library", "action_plugins") for path in (PROJECT / "roles").glob(f"*/{kind}/*.py")}
-    assert links == own | set((PROJECT / "playbooks").glob("*_plugins/*.py"))
+def test_roles_and_playbooks_use_the_collections_plugins():
+    """Ansible looks for those of a collection in plugins/, and for a role's beside its tasks."""
+    links = {
+        "roles/email_gateway/library": "plugins/modules",
+        "roles/email_gateway/action_plugins": "plugins/action",
+        "roles/postfix_localmail/library": "plugins/modules",
+        "playbooks/filter_plugins": "plugins/filter",
+    }
+    assert {path: (PROJECT / path).resolve() for path in links} == {a: PROJECT / b for a, b in links.items()}
+    assert not any(path.is_symlink() for path in (PROJECT / "plugins").rglob("*"))
 
 
 def test_every_script_is_run_by_its_interpreter():

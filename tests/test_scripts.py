@@ -400,7 +400,7 @@ def play(folder: Path, tasks: list[dict[str, Any]], hosts: dict[str, dict[str, o
         cwd=folder,
         env={
             **os.environ,
-            "ANSIBLE_LIBRARY": str(ROLES / "email_gateway/library"),
+            "ANSIBLE_LIBRARY": str(ROLES.parent / "plugins/modules"),
             "ANSIBLE_CALLBACK_RESULT_FORMAT": "json",
             "HOME": str(folder),
             "ANSIBLE_NOCOLOR": "1",

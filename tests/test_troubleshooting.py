@@ -37,7 +37,7 @@ def of_roles() -> Iterator[tuple[str, str]]:
 
 def of_programs() -> Iterator[tuple[str, str]]:
     """The texts in calls of CALLS; of a name, what it was assigned in the same function."""
-    paths = [*PROJECT.glob("roles/*/library/*.py"), *PROJECT.glob("roles/*/action_plugins/*.py")]
+    paths = [*PROJECT.glob("plugins/modules/*.py"), *PROJECT.glob("plugins/action/*.py")]
     for path in sorted([*paths, *PROJECT.glob("files/email_gateway/email_gateway/*.py")]):
         for function in ast.walk(ast.parse(path.read_text())):
             if not isinstance(function, ast.FunctionDef):
