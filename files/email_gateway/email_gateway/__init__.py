@@ -44,3 +44,6 @@ terminal            what strangers have written, shown on a terminal
 status, doctor      what the operator is told; what is wrong on this host
 cli                 the command line
 """
+
+# As in galaxy.yml and CHANGELOG.md.
+__version__ = "2.0.0"

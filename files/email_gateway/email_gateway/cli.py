@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
 
-from . import address_book, config
+from . import __version__, address_book, config
 from .addresses import Pattern, redact
 from .client import Client
 from .journal import BOUNDS, Journal
@@ -28,6 +28,7 @@ _COLOURS = {"ok": "32", "warn": "33", "WRONG": "31;1"}
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="zulip-email-gateway", description="Delivers email into Zulip, losing none.")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     parser.add_argument("--config", type=Path, default=config.CONFIG, help="default: %(default)s")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 

@@ -1,8 +1,9 @@
-"""doctor on a server as it is by default. What it says where something is wrong is the scenario doctor's business."""
+"""A server as it is by default: doctor, and the version. Faults are the scenario doctor's business."""
 
 from __future__ import annotations
 
-from conftest import ZulipHost, changed
+import yaml
+from conftest import PROJECT, ZulipHost, changed
 
 
 def test_everything_is_right(host):
@@ -10,3 +11,9 @@ def test_everything_is_right(host):
     done = mx.play(playbook="doctor")
     assert changed(done) == 0 and "Everything is right." in done.stdout
     assert "WRONG" not in done.stdout and "warn" not in done.stdout
+
+
+def test_the_version_is_told_to_every_user(host):
+    version = yaml.safe_load((PROJECT / "galaxy.yml").read_text())["version"]
+    told = host("mx12").sh("runuser -u nobody -- zulip-email-gateway --version")
+    assert told == f"zulip-email-gateway {version}\n"
