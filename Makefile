@@ -14,7 +14,7 @@ test molecule: PACKAGES += chromium
 PYTHON ?= python3
 SCENARIOS := $(patsubst molecule/%/molecule.yml,%,$(wildcard molecule/*/molecule.yml))
 
-.PHONY: help demo demo-down test check molecule bench fuzz packages clean
+.PHONY: help demo demo-down test check molecule bench fuzz role-readmes packages clean
 
 help:
 	@echo "make demo       a throw-away Zulip host; one mail, sent to its port 25, into a channel"
@@ -24,6 +24,7 @@ help:
 	@echo "make test       check and all scenarios"
 	@echo "make bench      what a delivery costs, next to what it is compared with"
 	@echo "make fuzz FUZZ_TARGET=name FUZZ_SECONDS=60   looks for what breaks a reader of others' input"
+	@echo "make role-readmes   writes the roles' variables into their README.md"
 	@echo "make clean      removes .venv, .cache and the images"
 
 .cache:
@@ -67,6 +68,10 @@ check: .cache/venv .cache/promtool
 	@ruff check . && ruff format --check .
 	@mypy && mypy --python-version 3.14
 	@pytest -q -n 2 tests
+
+# The tables of variables in the roles' README.md, from their specs.
+role-readmes: .cache/venv
+	@tests/role_readmes.py
 
 molecule: packages
 	@test -n "$(SCENARIO)" || { echo "Which one? make molecule SCENARIO=name, one of: $(SCENARIOS)"; exit 1; }
