@@ -10,21 +10,24 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 PACKAGES := podman runc conmon netavark aardvark-dns iptables mmdebstrap uidmap openssh-client python3-venv
 # A browser, for the report.
-test molecule: PACKAGES += chromium
+test molecule converge verify destroy: PACKAGES += chromium
 PYTHON ?= python3
 SCENARIOS := $(patsubst molecule/%/molecule.yml,%,$(wildcard molecule/*/molecule.yml))
 
-.PHONY: help demo demo-down test check molecule bench fuzz role-readmes packages clean
+.PHONY: help demo demo-down test check lint unit role-readmes molecule converge verify destroy bench fuzz packages clean
 
 help:
 	@echo "make demo       a throw-away Zulip host; one mail, sent to its port 25, into a channel"
 	@echo "make demo-down  removes it"
-	@echo "make check      lint and unit tests"
-	@echo "make molecule SCENARIO=name   one of: $(SCENARIOS)"
+	@echo "make check      make lint and make unit: what needs no test hosts"
+	@echo "make molecule SCENARIO=name   one scenario, from nothing to nothing; one of: $(SCENARIOS)"
+	@echo "make converge SCENARIO=name   its hosts, with site.yml run on them; they stay up"
+	@echo "make verify SCENARIO=name TEST=file PYTEST_ARGS='-k name'   its tests on these hosts, all or some"
+	@echo "make destroy SCENARIO=name    removes them"
 	@echo "make test       check and all scenarios"
 	@echo "make bench      what a delivery costs, next to what it is compared with"
 	@echo "make fuzz FUZZ_TARGET=name FUZZ_SECONDS=60   looks for what breaks a reader of others' input"
-	@echo "make role-readmes   writes the roles' variables into their README.md"
+	@echo "make role-readmes  writes the roles' variables into their README.md"
 	@echo "make clean      removes .venv, .cache and the images"
 
 .cache:
@@ -40,7 +43,7 @@ help:
 # The Debian packages that run the test hosts.
 packages: | .cache
 	@missing=$$(dpkg-query --show --showformat='$${db:Status-Status} $${Package}\n' $(PACKAGES) 2>/dev/null | sed -n 's/^installed //p' | sort | comm -13 - <(printf '%s\n' $(PACKAGES) | sort)); \
-	test "$$(id -u)" = 0 || { echo "The test hosts are podman containers that need root. Run: sudo make $(firstword $(MAKECMDGOALS))"; exit 1; }; \
+	test "$$(id -u)" = 0 || { echo "The test hosts are podman containers that need root. Run: sudo make $(MAKECMDGOALS) $(MAKEOVERRIDES)"; exit 1; }; \
 	test -z "$$missing" || { \
 	  echo "Installing" $$missing "(they run the test hosts) ..."; \
 	  { apt-get update --quiet && DEBIAN_FRONTEND=noninteractive apt-get install --yes --quiet --no-install-recommends $$missing; } > .cache/packages.log 2>&1 \
@@ -62,22 +65,36 @@ demo-down:
 	@cd .cache && { apt-get download -qq prometheus 2>/dev/null || { apt-get update -qq && apt-get download -qq prometheus; }; } \
 	&& dpkg -x prometheus_*.deb promtool.d && mv promtool.d/usr/bin/promtool . && rm -r prometheus_*.deb promtool.d
 
-check: .cache/venv .cache/promtool
+check: lint unit
+
+lint: .cache/venv
 	@yamllint --strict .
 	@ansible-lint --offline --profile production --strict -q
 	@ruff check . && ruff format --check .
 	@mypy && mypy --python-version 3.14
+
+unit: .cache/venv .cache/promtool
 	@pytest -q -n 2 tests
 
 # The tables of variables in the roles' README.md, from their specs.
 role-readmes: .cache/venv
 	@tests/role_readmes.py
 
-molecule: packages
-	@test -n "$(SCENARIO)" || { echo "Which one? make molecule SCENARIO=name, one of: $(SCENARIOS)"; exit 1; }
+.PHONY: scenario
+scenario:
+	@test -n "$(filter $(SCENARIO),$(SCENARIOS))" || { echo "SCENARIO is '$(SCENARIO)'. Write: make $(MAKECMDGOALS) SCENARIO=name, one of: $(SCENARIOS)"; exit 1; }
+
+molecule converge: scenario packages
 	@$(MAKE) --no-print-directory -j2 .cache/venv image-bookworm
 	@$(MAKE) --no-print-directory image-trixie
-	@molecule test --scenario-name $(SCENARIO)
+	@molecule $(@:molecule=test) --scenario-name $(SCENARIO)
+
+verify: scenario packages .cache/venv
+	@podman ps --format '{{.Names}}' | grep -qx zeg-$(SCENARIO)-outside || { echo "No host of the scenario $(SCENARIO) runs. Run: make destroy converge SCENARIO=$(SCENARIO)"; exit 1; }
+	@pytest -q --tb=short molecule/$(SCENARIO)/tests/$(TEST) $(PYTEST_ARGS)
+
+destroy: scenario packages .cache/venv
+	@molecule destroy --scenario-name $(SCENARIO)
 
 test: packages
 	@$(MAKE) --no-print-directory -j2 .cache/venv image-bookworm
