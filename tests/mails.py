@@ -1,9 +1,10 @@
-"""Mails as the program has them: in files."""
+"""Mails as the program has them, in files; what a test does with them."""
 
 from __future__ import annotations
 
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from email_gateway.message import Message
@@ -29,6 +30,14 @@ def spool(folder: Path) -> Path:
     """A folder for mail under way."""
     (folder / "spool").mkdir(exist_ok=True)
     return folder / "spool"
+
+
+def eventually(check: Callable[[], bool], seconds: float = 20) -> bool:
+    """Whether it becomes true within so many seconds, which only a failing test waits out."""
+    end = time.monotonic() + seconds
+    while not (found := check()) and time.monotonic() < end:
+        time.sleep(0.01)
+    return found
 
 
 def line(at: float, text: str, logger: str = "zerver.lib.email_mirror") -> str:

@@ -176,13 +176,16 @@ def test_a_server_that_fails_is_not_taken_for_no_record(server):
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_dead_servers_are_told_of_within_15_seconds(count):
+def test_dead_servers_are_told_of_soon(monkeypatch, count):
+    """However many there are, within the time for one question: a second is not asked."""
+    assert mx_check.QUESTION < mx_check.LIFETIME <= 12  # seconds, as the plugin's documentation promises
+    monkeypatch.setattr(mx_check, "QUESTION", 0.2)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
         silent.bind(("127.0.0.1", 0))
         servers = [f"127.0.0.1:{silent.getsockname()[1]}"] * count
         started = time.monotonic()
         fault = str(mx_check.check("good.example.com", "mx", "mx", ["mx"], servers)["fault"])
-    assert time.monotonic() - started < 13
+    assert time.monotonic() - started < 4  # dnspython's own limit is 5 s
     assert f"no name server answered (asked {servers[0]}" in fault and "email_gateway_dns_servers" in fault
 
 

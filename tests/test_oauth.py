@@ -33,7 +33,7 @@ def endpoint():
     server = HTTPServer(("127.0.0.1", 0), Handler)
     server.asked, server.answers = [], [(200, {"access_token": "one", "expires_in": 3600})]
     server.url = f"http://127.0.0.1:{server.server_port}/token"
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     yield server
     server.shutdown()
     server.server_close()

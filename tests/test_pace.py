@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 
 import pytest
 import yaml
@@ -13,7 +12,7 @@ from email_gateway.journal import Journal, Ticket, Unit
 from email_gateway.verdict import NO_ANSWER, Deferred, Delivered, Trouble, Verdict
 from hypothesis import given
 from hypothesis import strategies as st
-from mails import line
+from mails import eventually, line
 from test_config import ROLE, make_config
 
 NOW = 1_000_000.0
@@ -98,8 +97,14 @@ def test_what_one_channel_can_post_in_an_hour_is_what_may_wait_for_it(tmp_path):
 def test_no_more_than_a_few_channels_wait_at_a_time(tmp_path, monkeypatch):
     """Each has a process of its own; so one that stands there twice, with another slug, goes as well."""
     monkeypatch.setattr(pace, "_WAITING_ROOM", 2)
-    config = make_config(tmp_path, windows=(Window(1, 4),), slack=0.001)
-    gate, told = pace.Pace(config, Journal(tmp_path)), []
+    config = make_config(tmp_path, windows=(Window(1, 4),), max_wait=60)
+    clock, goes_on, told = [NOW], threading.Event(), list[str]()
+
+    def sleep(seconds: float) -> None:
+        assert goes_on.wait(20)
+        clock[0] += seconds
+
+    gate = pace.Pace(config, Journal(tmp_path), lambda: clock[0], sleep)
     close(gate, gate.acquire(b"first", 1))
 
     def take(address: bytes) -> None:
@@ -112,6 +117,8 @@ def test_no_more_than_a_few_channels_wait_at_a_time(tmp_path, monkeypatch):
     threads = [threading.Thread(target=take, args=(address,)) for address in (b"1", b"1", b"2", b"3")]
     for one in threads:
         one.start()
+    assert eventually(lambda: told == ["rate limit"] * 2)
+    goes_on.set()
     for one in threads:
         one.join()
     assert told == ["rate limit", "rate limit", "room", "room"]
@@ -231,21 +238,19 @@ def test_what_was_under_way_when_the_service_was_killed_counts(tmp_path):
 
 
 def test_many_threads_share_the_windows(tmp_path):
-    config = make_config(tmp_path, windows=(Window(8, 1.0),), slack=0.001)
-    gate, moments = pace.Pace(config, Journal(tmp_path)), []
+    config = make_config(tmp_path, windows=(Window(8, 0.3),), slack=0.001)
+    gate = pace.Pace(config, Journal(tmp_path))
 
     def take() -> None:
         for _ in range(4):
-            number = gate.acquire(OURS, 60)
-            moments.append(time.time())
-            close(gate, number)
+            close(gate, gate.acquire(OURS, 60))
 
     threads = [threading.Thread(target=take) for _ in range(6)]
     for one in threads:
         one.start()
     for one in threads:
         one.join()
-    moments.sort()
-    # Eight of them in a second, never nine; the moment is taken a little later than the unit.
-    assert len(moments) == 24
-    assert all(later - earlier > 0.9 for earlier, later in zip(moments, moments[8:], strict=False))
+    # Eight of them in a window, never nine.
+    moments = sorted(one.consumed or 0 for one in Journal(tmp_path).units(0))
+    assert len(moments) == 24 and moments[0]
+    assert all(later - earlier > 0.2999 for earlier, later in zip(moments, moments[8:], strict=False))

@@ -108,7 +108,7 @@ def test_the_endpoint_is_probed(answers, found):
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     url = f"http://127.0.0.1:{server.server_port}"
     assert zulip_info.has_endpoint(url) is found
     server.shutdown()

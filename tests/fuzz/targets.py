@@ -59,6 +59,8 @@ PATTERNS = (addresses.Pattern("", "mail.example.com"), addresses.Pattern("user+"
 FORMER, ALIASES = (addresses.Pattern("old", "x.org"),), {"a": address_book.Target("0" * 32, "#a")}
 BOOKS = tuple(AddressBook(pattern, FORMER, ALIASES) for pattern in PATTERNS)
 Target = Callable[[bytes], None]
+# How long a server may say nothing (seconds): many do so, and no promise depends on it.
+SILENCE = 0.05
 
 
 def an_address(data: bytes) -> None:
@@ -116,7 +118,7 @@ def an_http_server(data: bytes) -> None:
         connection.sendall(data)
 
     with server(answer) as port:
-        said = HttpBackend(f"http://127.0.0.1:{port}", "secret", 0.2).hand_over("general@x", mail(b"m"), FOLDER)
+        said = HttpBackend(f"http://127.0.0.1:{port}", "secret", SILENCE).hand_over("general@x", mail(b"m"), FOLDER)
     is_verdict(said)
     assert not isinstance(said, Delivered) or b"success" in data
 
@@ -131,7 +133,7 @@ def an_smtp_server(data: bytes) -> None:
                 return
 
     with server(answer) as port:
-        said = SmtpBackend("127.0.0.1", port, 0.2).hand_over("general@x", mail(b"m"), FOLDER)
+        said = SmtpBackend("127.0.0.1", port, SILENCE).hand_over("general@x", mail(b"m"), FOLDER)
     is_verdict(said)
     assert not isinstance(said, Delivered) or b"250" in data
 
@@ -181,7 +183,7 @@ def an_imap_server(data: bytes) -> None:
 
     with server(answer) as port:
         imap = Imap("127.0.0.1", port, "none", "INBOX", "zulip", "", "", 1000, {"password": "x"})
-        with suppress(Trouble), closing(ImapSession(imap, None, 0.2)) as session:
+        with suppress(Trouble), closing(ImapSession(imap, None, SILENCE)) as session:
             uids = session.uids()[:3]
             for seen in session.headers(uids).values():
                 assert isinstance(seen.header, bytes) and seen.size >= 0
