@@ -171,15 +171,12 @@ class ImapSession:
         # Its name until imap_tools 1.8 was MailBoxTls.
         starttls: Any = getattr(imap_tools, "MailBoxStartTls", None) or getattr(imap_tools, "MailBoxTls", None)
         kind = imap_tools.MailBox if imap.tls == "implicit" else starttls
-        # As Python did until 3.12: certificates of many a private authority lack what 3.13 asks for.
-        context = ssl.create_default_context()
-        context.verify_flags &= ~ssl.VERIFY_X509_STRICT
         try:
             box: Any
             if imap.tls == "none":
                 box = imap_tools.MailBoxUnencrypted(imap.server, port=imap.port, timeout=timeout)
             else:
-                box = kind(imap.server, port=imap.port, timeout=timeout, ssl_context=context)
+                box = kind(imap.server, port=imap.port, timeout=timeout, ssl_context=_context())
             if not hasattr(box, "client"):
                 box.client = box.box  # imap_tools 0.50, Ubuntu 22.04's
             # A connection that died without a word is noticed within two minutes.
@@ -325,6 +322,13 @@ class ImapSession:
 
     def _trouble(self, error: BaseException) -> Trouble:
         return Trouble("4.4.2", "IMAP session", f"the session with {self._where} broke: {_why(error)}")
+
+
+def _context() -> ssl.SSLContext:
+    """As Python did until 3.12: certificates of many a private authority lack what 3.13 asks for."""
+    context = ssl.create_default_context()
+    context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+    return context
 
 
 def _quoted(name: bytes) -> bytes:
