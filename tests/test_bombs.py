@@ -2,24 +2,12 @@
 
 from __future__ import annotations
 
-import re
-
 import pytest
-from bombs import BOMBS, measured, measured_alone
-from email_gateway.header_repair import enterable
-from email_gateway.postable import postable
+from bombs import TRIALS, needed
 
 
-@pytest.mark.parametrize("function", [postable, enterable])
-@pytest.mark.parametrize("name", BOMBS)
-def test_time(tmp_path, function, name):
-    used, result = measured(function, name, tmp_path)
-    print(f"{used:.2f} s, {result}")  # pytest -rP shows it: 0.4 s at most
-    assert used <= 1
-
-
-@pytest.mark.parametrize("function", [postable, enterable])
-def test_memory(function):
-    report = measured_alone(function.__module__, function.__name__)
-    print(report)  # 8 MiB at most
-    assert max(map(float, re.findall(r"([\d.]+) MiB", report))) <= 12
+@pytest.mark.parametrize("trial", TRIALS)
+def test_time_and_memory(trial):
+    for one in needed(trial):
+        print(f"{one.seconds:.3f} s  {one.mebibytes:5.1f} MiB  {one.what}: {one.result}")  # pytest -rP shows it
+        assert one.seconds <= one.most_seconds and one.mebibytes <= TRIALS[trial].mebibytes, one

@@ -7,9 +7,8 @@ import email.policy
 import time
 
 import pytest
-from bombs import BOMBS
+from email_gateway import forgery
 from email_gateway.forgery import forged
-from email_gateway.message import Message
 from email_gateway.verdict import Refused
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -91,16 +90,6 @@ def test_whatever_zulip_decodes_to_a_line_end_is_found(pieces):
         assert not any("\n" in one for one in decoded) or forged(mail(text)), decoded
 
 
-@pytest.mark.parametrize("name", BOMBS)
-def test_it_takes_little_time(tmp_path, name):
-    with open(tmp_path / "mail", "w+b") as file:
-        file.writelines(BOMBS[name]())
-        file.flush()
-        started = time.process_time()
-        forged(Message(file))
-        assert time.process_time() - started < 0.5
-
-
 FIELD = b"From: =?utf-8?q?a?= %s\n"
 
 
@@ -115,13 +104,16 @@ FIELD = b"From: =?utf-8?q?a?= %s\n"
         ),
     ],
 )
-def test_nor_does_a_mail_of_nothing_else(unit):
+def test_a_mail_of_one_thing_takes_little_time(monkeypatch, unit):
+    """All but the time for what Python reads, which is limited (here to less)."""
+    most, limit = 1 - forgery._MOST_SECONDS, 0.02
+    monkeypatch.setattr(forgery, "_MOST_SECONDS", limit)
     whole = mail(b"\n" + unit * (18_000_000 // len(unit)))
     started = time.process_time()
     forged(whole)
     used = time.process_time() - started
     print(f"{used:.2f} s: {unit[:30]!r}")
-    assert used <= 1
+    assert used <= most + limit
 
 
 def test_it_never_reaches_zulip(gateway):
