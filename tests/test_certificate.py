@@ -8,11 +8,13 @@ import time
 import pytest
 from email_gateway import certificate, postfix
 
+NEW = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 5 -subj /CN=x"
+
 
 @pytest.fixture
 def path(tmp_path):
     file = tmp_path / "zulip.crt"
-    made = f"openssl req -x509 -newkey rsa:2048 -nodes -keyout /dev/null -days 5 -out {file} -subj /CN=x"
+    made = f"{NEW} -keyout /dev/null -out {file}"
     names = "subjectAltName=DNS:mx.example.com,DNS:*.mail.example.com"
     subprocess.run((*made.split(), "-addext", names), check=True, capture_output=True)
     return file
@@ -46,7 +48,7 @@ def test_which_files_main_cf_names(tmp_path, monkeypatch):
 def test_a_key_of_another_certificate(tmp_path):
     files = [certificate.Files(str(tmp_path / f"{name}.key"), str(tmp_path / f"{name}.crt")) for name in "ab"]
     for key, chain in files:
-        made = f"openssl req -x509 -newkey rsa:2048 -nodes -keyout {key} -days 5 -out {chain} -subj /CN=x"
+        made = f"{NEW} -keyout {key} -out {chain}"
         subprocess.run(made.split(), check=True, capture_output=True)
         assert certificate.key_fits(certificate.Files(key, chain))
     assert not certificate.key_fits(certificate.Files(files[0].key, files[1].chain))

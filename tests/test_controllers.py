@@ -13,7 +13,8 @@ import pytest
 import yaml
 
 PROJECT = Path(__file__).parents[1]
-VERSIONS = [*cores.OLDER, "own"]
+# The oldest and the newest; with the one between them runs the scenario servers.
+VERSIONS = (cores.OLDER[0], "own")
 
 
 def commands(version: str) -> Path:
@@ -42,9 +43,8 @@ def ansible(version: str, folder: Path, *arguments: str) -> subprocess.Completed
 @pytest.mark.parametrize("version", VERSIONS)
 def test_from_any_folder(tmp_path, version):
     """Without ansible.cfg, which Ansible looks for where it is called; and with ansible-core alone."""
-    for name in ("site", "doctor"):
-        done = ansible(version, tmp_path, "--syntax-check", str(PROJECT / f"playbooks/{name}.yml"))
-        assert done.returncode == 0, done.stdout + done.stderr
+    done = ansible(version, tmp_path, "--syntax-check", str(PROJECT / "playbooks/doctor.yml"))
+    assert done.returncode == 0, done.stdout + done.stderr
     variables = ("-e", '{"zulip_puppet_classes": "zulip::postfix_localmail", "ansible_become": false}')
     done = ansible(version, tmp_path, *variables, str(PROJECT / "playbooks/site.yml"))
     assert "there is no Zulip on this host" in done.stdout, done.stdout + done.stderr

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
@@ -61,20 +60,22 @@ def test_charts_of_nothing_yet():
     assert "nothing yet" in found["delays"] and all("<svg" in found[chart] for chart in ("per_day", "per_hour"))
 
 
-def written(folder: Path, program: str) -> str:
-    """The report of two hosts, the second of which cannot be reached; `program` is what the first one has."""
-    command = folder / "bin/zulip-email-gateway"
-    command.parent.mkdir()
-    command.write_text(f"#!/bin/sh\n{program}\n")
-    command.chmod(0o755)
-    inventory = folder / "inventory"
-    inventory.write_text("[zulip]\nhere ansible_connection=local\ngone ansible_host=127.0.0.1 ansible_port=1\n")
+def written(folder: Path, **programs: str) -> str:
+    """The report of hosts with these programs (shell), and of one that cannot be reached."""
+    inventory = "[zulip]\ngone ansible_host=127.0.0.1 ansible_port=1\n"
+    for name, program in programs.items():
+        (folder / name).mkdir()
+        shell = f'PATH={folder / name}:$PATH exec /bin/sh "$@"'
+        for path, text in ((folder / name / "zulip-email-gateway", program), (folder / name / "sh", shell)):
+            path.write_text(f"#!/bin/sh\n{text}\n")
+            path.chmod(0o755)
+        inventory += f"{name} ansible_connection=local ansible_shell_executable={folder / name / 'sh'}\n"
+    (folder / "inventory").write_text(inventory)
     done = subprocess.run(
         (
-            *("ansible-playbook", "-i", inventory, "-e", "ansible_become=false", "-e", f"report_file={folder}/r.html"),
-            PROJECT / "playbooks/report.yml",
+            *("ansible-playbook", "-i", folder / "inventory", "-e", "ansible_become=false"),
+            *("-e", f"report_file={folder}/r.html", PROJECT / "playbooks/report.yml"),
         ),
-        env={**os.environ, "PATH": f"{command.parent}:{os.environ['PATH']}"},
         capture_output=True,
         text=True,
         check=False,
@@ -83,9 +84,8 @@ def written(folder: Path, program: str) -> str:
     return (folder / "r.html").read_text()
 
 
-@pytest.fixture
-def page(gateway, tmp_path):
-    """With the program itself, on a journal with some history."""
+def test_a_report(gateway, tmp_path):
+    """With the program itself, on a journal with some history; of one that tells nothing; and of no host."""
     for number in range(3):
         gateway.deliver(FROM_POSTFIX._replace(queue_id=f"Q{number}"), mail(b"%d" % number))
     gateway.answers = [Refused("5.1.1", "unknown address", "no <b>such</b> address")]
@@ -96,10 +96,11 @@ def page(gateway, tmp_path):
     gateway.journal.close()
     (tmp_path / "gateway.conf").write_text(rendered(tmp_path))
     write_addresses(tmp_path)
-    return written(tmp_path, f'exec {sys.executable} {PROGRAM} --config {tmp_path}/gateway.conf "$@"')
-
-
-def test_a_report(page):
+    page = written(
+        tmp_path,
+        here=f'exec {sys.executable} {PROGRAM} --config {tmp_path}/gateway.conf "$@"',
+        silent="echo 'zulip-email-gateway: no <journal> yet' >&2; exit 75",
+    )
     assert re.search(r"<strong>3</strong>posted in 24 hours", page)
     assert re.search(r"<strong>5</strong>refused or rejected in 24 hours", page)
     assert '<td>general (zulip)</td><td class="number">3</td>' in page
@@ -107,15 +108,10 @@ def test_a_report(page):
     assert "<td>&lt;i&gt;odd&lt;/i&gt; cause (rejected at port 25)</td>" in page
     assert page.count("<svg") == 3 and '<span class="WRONG">WRONG</span>' in page
     assert "900" not in re.sub(r"<svg.*?</svg>", "", page, flags=re.DOTALL)
-
-
-def test_it_needs_nothing_from_elsewhere_and_runs_no_script(page):
+    # It needs nothing from elsewhere, and runs no script.
     assert "<script" not in page and "@import" not in page and "url(" not in page
     assert {url for url in re.findall(r"(?:src|href)=\"([^\"]*)\"", page) if not url.startswith("#")} == set()
     assert "default-src 'none'" in page
 
-
-def test_hosts_that_tell_nothing(tmp_path):
-    page = written(tmp_path, "echo 'zulip-email-gateway: no <journal> yet' >&2; exit 75")
     assert "This host could not be asked: zulip-email-gateway: no &lt;journal&gt; yet" in page
     assert page.count("This host could not be asked:") == 2 and "it cannot be reached, or the gateway" in page
