@@ -130,7 +130,7 @@ OTHER_PATTERN = "5.1.1 Bad destination mailbox address: Address not recognized b
     ],
 )
 def test_answer(serve, answer, kind, status, words, in_doubt):
-    verdict = HttpBackend(serve(answer), "secret", 1).hand_over("general@x", mail(b"hello"), SPOOL)
+    verdict = HttpBackend(serve(answer), "secret", 20).hand_over("general@x", mail(b"hello"), SPOOL)
     check(verdict, kind, status, words, in_doubt)
 
 
@@ -157,14 +157,14 @@ def test_nothing_listens():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}"
-    verdict = HttpBackend(url, "secret", 1).hand_over("general@x", mail(b"hello"), SPOOL)
+    verdict = HttpBackend(url, "secret", 20).hand_over("general@x", mail(b"hello"), SPOOL)
     assert isinstance(verdict, Deferred) and "nothing listens on 127.0.0.1:" in verdict.reason
     assert "systemctl status nginx" in verdict.reason and not verdict.in_doubt
 
 
 def test_not_tls(serve):
     url = serve(fixed(200, OK)).replace("http:", "https:")
-    verdict = HttpBackend(url, "secret", 1).hand_over("general@x", mail(b"hello"), SPOOL)
+    verdict = HttpBackend(url, "secret", 20).hand_over("general@x", mail(b"hello"), SPOOL)
     assert isinstance(verdict, Deferred) and verdict.cause in ("TLS", "connection broken")
 
 
@@ -175,14 +175,14 @@ def test_the_endpoint_is_found_and_remembered(serve):
         asked.append(handler.path)
         fixed(200 if handler.path == backend_http.PATHS[1] else 404, OK)(handler, body)
 
-    one = HttpBackend(serve(newer), "secret", 1)
+    one = HttpBackend(serve(newer), "secret", 20)
     assert isinstance(one.hand_over("general@x", mail(b"1"), SPOOL), Delivered)
     assert isinstance(one.hand_over("general@x", mail(b"2"), SPOOL), Delivered)
     assert asked == [backend_http.PATHS[0], backend_http.PATHS[1], backend_http.PATHS[1]]
 
 
 def test_too_large_is_measured_on_the_form(serve):
-    one = HttpBackend(serve(fixed(200, OK)), "secret", 1)
+    one = HttpBackend(serve(fixed(200, OK)), "secret", 20)
     plain = b"letters " * (19_660_000 // 8)
     assert isinstance(one.hand_over("general@x", mail(plain), SPOOL), Delivered)
     # As long, but its base64 is full of + and /, which the form has to escape.
@@ -202,7 +202,7 @@ def test_too_large_is_measured_on_the_form(serve):
     ],
 )
 def test_prove(serve, tmp_path, answer, good, words):
-    verdict = prove(HttpBackend(serve(answer), "secret", 1), make_config(tmp_path), spool(tmp_path))
+    verdict = prove(HttpBackend(serve(answer), "secret", 20), make_config(tmp_path), spool(tmp_path))
     assert isinstance(verdict, Delivered) == good and words in pipe_line(verdict)
 
 
@@ -214,7 +214,7 @@ def count_connections(serve, answer: Answer) -> tuple[HttpBackend, list[object]]
         seen.append(handler.client_address)
         answer(handler, body)
 
-    return HttpBackend(serve(counting), "secret", 1), seen
+    return HttpBackend(serve(counting), "secret", 20), seen
 
 
 keep_alive = fixed(200, OK, keep=True)

@@ -143,7 +143,7 @@ def test_killed_it_still_knows_what_it_delivered(running):
 
 def test_asked_to_end_it_finishes_what_it_has_begun(running):
     """The others wait for the next one."""
-    running.zulip.seconds = 0.3
+    running.zulip.seconds = 0.2
     verdicts: list[object] = []
     threads = [threading.Thread(target=lambda: verdicts.append(running.deliver(max_wait=60))) for _ in range(5)]
     for thread in threads:
