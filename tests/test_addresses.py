@@ -9,17 +9,17 @@ from typing import Any
 
 import jinja2
 import pytest
-import yaml
 from email_gateway.address_book import AddressBook, SendsOnly, Target
 from email_gateway.addresses import NotAGatewayAddress, OtherPattern, Pattern, parse, redact
 from hypothesis import given
 from hypothesis import strategies as st
 from jinja2.nativetypes import NativeEnvironment
+from role_files import variables
 
 TOKEN = "0123456789abcdef0123456789abcdef"
 ROLE = Path(__file__).parents[1] / "roles/postfix_localmail"
 MAP = ROLE / "templates/etc/postfix/zulip_recipients.j2"
-VARS = yaml.safe_load((ROLE / "vars/main.yml").read_text())
+VARS = variables("postfix_localmail")
 
 GOOD = [
     f"general.{TOKEN}",

@@ -65,11 +65,10 @@ def rendered(folder: Path) -> str:
     return environment.from_string(TEMPLATE).render(
         **defaults,
         ansible_managed="managed",
-        email_gateway_found={"pattern": "%s@mail.example.com", "url": "https://127.0.0.1", "polling": True},
+        email_gateway_plan={"pattern": "%s@mail.example.com", "polling": True},
         __email_gateway_state=str(folder),
         __email_gateway_sender_checks="off",
-        __email_gateway_system="Debian 12",
-        __email_gateway_zulip={"version": "10.4"},
+        __email_gateway_zulip={"version": "10.4", "url": "https://127.0.0.1", "system": "Debian 12"},
         __email_gateway_etc=str(folder),
         __email_gateway_secrets="/etc/zulip/zulip-secrets.conf",
         __email_gateway_imap={

@@ -53,7 +53,8 @@ def test_a_host_without_mail(host):
         **dict.fromkeys(("port_25_holder", "other_mail_system", "relayhost", "version", "database"), ""),
         **dict.fromkeys(("queue_fault", "certificate_fault", "network_fault"), ""),
         **dict.fromkeys(("installed", "configured", "ours", "running", "enabled_and_active"), False),
-        **dict.fromkeys(("has_backup", "has_program", "zulips_certificate"), False),
+        **dict.fromkeys(("has_backup", "has_program", "has_senders", "zulips_certificate"), False),
+        "address": "127.0.0.1",
         "missing_packages": ["postfix"],
         "patterns": [],
         "waiting": 0,
@@ -342,3 +343,15 @@ def test_a_command_that_does_not_end(host, monkeypatch):
     host.fake("ss", does="exec sleep 30")
     with pytest.raises(postfix_info.Unfit, match=r"^ss --no-header .* has not ended within 0\.2 seconds; see what"):
         look(host)
+
+
+@pytest.mark.parametrize("left", ["etc/systemd/system/zulip-email-gateway-senders.service", "backup/senders-packages"])
+def test_what_is_left_of_the_checks_of_senders_is_seen(host, left):
+    host.write(left)
+    assert look(host)["has_senders"]
+
+
+def test_an_address_of_the_host_is_told(host):
+    listed = "2: eth0: <UP>\n    inet 192.0.2.7/24 scope global eth0\n    inet6 2001:db8::7/64 scope global\n"
+    prints(host, "ip", listed)
+    assert look(host)["address"] == "192.0.2.7"

@@ -10,6 +10,7 @@ import pytest
 import tomllib
 import yaml
 from email_gateway.journal import UNDELIVERABLE
+from role_files import variables
 from test_config import make_config
 
 PROJECT = Path(__file__).parents[1]
@@ -36,7 +37,7 @@ def test_every_variable_is_documented(role):
 
 def test_the_program_is_checked_for_the_oldest_and_the_newest_python():
     """Of the systems that are supported; make check asks mypy for both."""
-    systems = yaml.safe_load((PROJECT / "roles/email_gateway/vars/main.yml").read_text())["__email_gateway_systems"]
+    systems = variables("email_gateway")["__email_gateway_systems"]
     pythons = sorted(tuple(map(int, system["python"].split("."))) for system in systems.values())
     settings = tomllib.loads((PROJECT / "pyproject.toml").read_text())["tool"]
     assert settings["mypy"]["python_version"] == ".".join(map(str, pythons[0]))
@@ -48,7 +49,7 @@ def test_the_program_is_checked_for_the_oldest_and_the_newest_python():
 
 @pytest.mark.parametrize("database", ["hash", "lmdb"])
 def test_the_aliases_have_the_database_that_postfix_has(database):
-    """Without Berkeley DB (Ubuntu 26.04) it is lmdb; keep.sh and restore.sh take either."""
+    """Without Berkeley DB (Ubuntu 26.04) it is lmdb; back_up.sh and restore.sh take either."""
     text = (PROJECT / "roles/postfix_localmail/tasks/configure.yml").read_text()
     task = next(task for task in yaml.safe_load(text) if "newaliases" in str(task))
     creates = jinja2.Template(task["ansible.builtin.shell"]["creates"]).render(__postfix_localmail_database=database)
@@ -66,13 +67,13 @@ def test_the_aliases_have_the_database_that_postfix_has(database):
     ],
 )
 def test_the_class_is_taken_out_of_the_line(line, without):
-    text = yaml.safe_load((PROJECT / "roles/email_gateway/vars/main.yml").read_text())["__email_gateway_class_in_line"]
+    text = variables("email_gateway")["__email_gateway_class_in_line"]
     assert re.sub(jinja2.Environment().from_string(text).render(), "", line) == without
 
 
 def test_a_hand_over_takes_as_long_on_both_sides(tmp_path):
     """The deadline of a delivery, and Postfix's, are made from it."""
-    text = yaml.safe_load((PROJECT / "roles/email_gateway/vars/main.yml").read_text())["__email_gateway_hand_over"]
+    text = variables("email_gateway")["__email_gateway_hand_over"]
     config = make_config(tmp_path)
     asked = {"email_gateway_timeout": config.timeout}
     assert float(jinja2.Environment().from_string(text).render(asked)) == config.hand_over

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import re
 import shutil
 import stat
@@ -130,78 +131,6 @@ class TestDrain:
         assert mx.calls().count("sleep 1") == 1 and mx.calls().count("postqueue -f") == 1
 
 
-class TestLook:
-    @pytest.fixture
-    def mx(self, host: Host) -> Host:
-        host.fake("ss", "pgrep", "dpkg-query")
-        return host
-
-    @staticmethod
-    def look(mx: Host) -> dict[str, object]:
-        return dict(json.loads(mx.run("postfix_localmail/look.sh", "/nowhere").stdout))
-
-    @staticmethod
-    def with_postfix(mx: Host, main_cf: str = "# foreign\n") -> None:
-        mx.write("usr/sbin/postfix").chmod(0o755)
-        mx.write("etc/postfix/main.cf", main_cf)
-
-    def test_a_queue_that_cannot_be_read_is_told(self, mx):
-        self.with_postfix(mx)
-        mx.fake("postqueue", does=f"printf '%s' '{MAIL}'; {UNREADABLE}")
-        words = "postqueue ended with 69: postqueue: fatal: bad string length 0 < 1: xy ="
-        assert self.look(mx)["unreadable"] == words
-
-    @pytest.mark.parametrize(
-        ("key", "chain", "fault"),
-        [
-            ("one", "one", ""),
-            ("one", "other", "/etc/ssl/private/zulip.key is not the key of /etc/ssl/certs/zulip.combined-chain.crt"),
-            ("none", "one", "/etc/ssl/private/zulip.key has no key that can be read without a passphrase"),
-            ("one", "none", "/etc/ssl/certs/zulip.combined-chain.crt has no certificate"),
-        ],
-    )
-    def test_a_key_that_is_not_the_certificates_is_told(self, mx, tmp_path, key, chain, fault):
-        (mx.root / "bin/openssl").symlink_to(str(shutil.which("openssl")))
-        for name in ("one", "other"):
-            made = (str(tmp_path / f"{name}.key"), "-out", str(tmp_path / f"{name}.crt"), "-subj", f"/CN={name}")
-            new = ("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", *made)
-            subprocess.run(new, check=True, capture_output=True)
-        for name in ("none.key", "none.crt"):
-            (tmp_path / name).write_text("nothing")
-        mx.write("etc/ssl/private/zulip.key", (tmp_path / f"{key}.key").read_text())
-        mx.write("etc/ssl/certs/zulip.combined-chain.crt", (tmp_path / f"{chain}.crt").read_text())
-        assert str(self.look(mx)["certificate_fault"]).replace(str(mx.root), "") == fault
-
-    def test_nor_is_exims(self, mx):
-        mx.write("usr/sbin/exim4").chmod(0o755)
-        mx.fake("exim4", does="echo 'exim: permission denied' >&2; exit 1")
-        found = self.look(mx)
-        assert (found["waiting"], found["unreadable"]) == (0, "exim4 -bpc ended with 1: exim: permission denied")
-        mx.fake("exim4", does="echo 'no spool'")
-        assert self.look(mx)["unreadable"] == "exim4 -bpc tells no number: no spool"
-
-    def test_what_waits_is_counted(self, mx):
-        self.with_postfix(mx)
-        mx.fake("postqueue", does=f"echo warning >&2; printf '%s' '{MAIL}{MAIL}'")
-        found = self.look(mx)
-        assert (found["waiting"], found["unreadable"]) == (2, "")
-        (mx.root / "usr/sbin/postfix").unlink()
-        mx.write("usr/sbin/exim4").chmod(0o755)
-        mx.fake("exim4", does="echo warning >&2; echo 3")
-        found = self.look(mx)
-        assert (found["waiting"], found["unreadable"]) == (3, "")
-
-    @pytest.mark.parametrize("main_cf", ["# Zulip email gateway\n", None])
-    def test_a_queue_that_does_not_matter_is_not_read(self, mx, main_cf):
-        """Our own, and that of a Postfix that was never configured, where postqueue always fails."""
-        self.with_postfix(mx, main_cf or "")
-        if main_cf is None:
-            (mx.root / "etc/postfix/main.cf").unlink()
-        mx.fake("postqueue", does=UNREADABLE)
-        found = self.look(mx)
-        assert (found["waiting"], found["unreadable"]) == (0, "")
-
-
 class TestRestore:
     # What apt-get and dpkg do with Debian's package, whose postrm deletes the queue when it is purged.
     REMOVE = "case $* in *--simulate*) exit 0 ;; *postfix*) rm -f $root/usr/sbin/postfix ;; esac"
@@ -295,106 +224,23 @@ def test_a_copy_without_the_list_of_packages_is_none(host):
     """All that is there would count as having come with Postfix."""
     host.fake("dpkg-query", does="exit 2")
     host.fake("tar", "systemctl", "find")
-    assert host.run("postfix_localmail/keep.sh", str(host.root / "before")).returncode != 0
+    assert host.run("postfix_localmail/back_up.sh", str(host.root / "before")).returncode != 0
     assert not (host.root / "before").exists()
 
 
-class TestStartUnits:
-    # Answers from files: active/UNIT holds since when, stale/UNIT that its file has changed since it was read.
-    SYSTEMCTL = r"""
-cd ROOT
-verb=
-for word; do case $word in --*) ;; *) verb=$word; break ;; esac; done
-for unit; do :; done
-case $* in
-  *NeedDaemonReload*) if [ -e stale/$unit ]; then echo yes; else echo no; fi ;;
-  *ActiveEnterTimestamp*) if [ -e active/$unit ]; then cat active/$unit; fi ;;
-  *is-active*) [ -e active/$unit ] ;;
-  *daemon-reload*) rm -f stale/* ;;
-  *) case $verb in
-    stop) shift; for unit; do rm -f active/$unit; done ;;
-    start | restart)
-      case $unit in *.socket) if [ $verb = restart ] || [ -e active/${unit%.socket}.service ]; then
-        echo "Socket service already active, refusing." >&2; exit 1; fi ;; esac
-      echo "Tue 2100-01-01 00:00:00.000000 UTC" > active/$unit ;;
-  esac ;;
-esac
-"""
-    LONG_AGO, NEVER_AGAIN = "Fri 1999-01-01 00:00:00.000000 UTC\n", "Fri 2100-01-01 00:00:00.000000 UTC\n"
-
-    @pytest.fixture
-    def mx(self, host: Host) -> Host:
-        host.fake("systemctl", does=self.SYSTEMCTL.replace("ROOT", str(host.root)))
-        for folder in ("active", "stale"):
-            (host.root / folder).mkdir()
-        return host
-
-    @staticmethod
-    def start(mx: Host, unit: str, *files: str) -> list[str]:
-        """What it did: what it printed, and whether systemd read its files anew."""
-        paths = [str(mx.root / "etc/systemd/system" / file) for file in files]
-        for path in paths:
-            mx.write(path)
-        mx.log.write_text("")
-        done = mx.run("email_gateway/start_units.sh", f"{unit}={','.join([*paths, str(mx.write('read'))])}")
-        assert (done.returncode, done.stderr) == (0, "")
-        return done.stdout.splitlines() + [call for call in mx.calls() if "daemon-reload" in call]
-
-    @pytest.mark.parametrize("stale", ["a.service", "a.path"])
-    def test_a_change_of_any_of_its_units_is_read(self, mx, stale):
-        mx.write("active/a.path", self.NEVER_AGAIN)
-        assert self.start(mx, "a.path", "a.path", "a.service") == []
-        mx.write(f"stale/{stale}")
-        assert self.start(mx, "a.path", "a.path", "a.service") == ["systemctl daemon-reload"]
-        calls = mx.calls()
-        # What is no unit is not asked for.
-        assert [call.split()[-1] for call in calls if "NeedDaemonReload" in call] == ["a.path", "a.service"]
-
-    def test_a_service_is_started_or_restarted(self, mx):
-        assert self.start(mx, "a.service", "a.service") == ["a.service started"]
-        mx.write("active/a.service", self.LONG_AGO)
-        assert self.start(mx, "a.service", "a.service") == ["a.service restarted"]
-        assert self.start(mx, "a.service", "a.service") == []
-
-    def test_a_socket_is_started(self, mx):
-        """Also where its service has run without it."""
-        units = ("a.socket", "a.service")
-        mx.write("active/a.service", self.NEVER_AGAIN)
-        assert self.start(mx, "a.socket", *units) == ["a.socket started"]
-        assert "systemctl stop a.socket a.service" in mx.calls()
-        assert self.start(mx, "a.socket", *units) == []
-
-    def test_a_changed_socket_is_started_again(self, mx):
-        """systemd refuses that while its service runs."""
-        for unit in ("a.socket", "a.service"):
-            mx.write(f"active/{unit}", self.LONG_AGO)
-        assert self.start(mx, "a.socket", "a.socket", "a.service") == ["a.socket restarted"]
-
-    def test_a_service_that_always_runs_comes_back_after_its_socket(self, mx):
-        """Where it is itself an argument, behind the socket."""
-        arguments = []
-        for unit in ("a.socket", "a.service"):
-            mx.write(f"active/{unit}", self.LONG_AGO)
-            arguments.append(f"{unit}={mx.write(f'etc/systemd/system/{unit}')}")
-        done = mx.run("email_gateway/start_units.sh", *arguments)
-        assert (done.stdout.splitlines(), done.stderr) == (["a.socket restarted", "a.service started"], "")
-
-    def test_a_changed_service_leaves_its_socket_alone(self, mx):
-        """So that whoever connects meanwhile only waits."""
-        mx.write("active/a.socket", self.NEVER_AGAIN)
-        assert self.start(mx, "a.socket", "a.socket", "a.service") == []  # it starts with what is written
-        mx.write("active/a.service", self.LONG_AGO)
-        assert self.start(mx, "a.socket", "a.socket", "a.service") == ["a.service restarted"]
-        assert self.start(mx, "a.socket", "a.socket", "a.service") == []
-
-
-def play(folder: Path, tasks: list[dict[str, Any]], hosts: dict[str, dict[str, object]]) -> dict[str, str]:
+def play(folder: Path, role: str, tasks: list[dict[str, Any]], hosts: dict[str, dict[str, object]]) -> dict[str, str]:
     """What Ansible says of each host after running tasks of a role: "" or why it stopped."""
-    inventory = {"all": {"hosts": hosts, "vars": {"ansible_connection": "local"}}}
-    inventory["all"]["vars"]["ansible_python_interpreter"] = sys.executable
-    (folder / "inventory.json").write_text(json.dumps(inventory))
-    plays = [{"hosts": "all", "gather_facts": False, "tasks": tasks}]
+    defaults = yaml.safe_load((ROLES / role / "defaults/main.yml").read_text())
+    common = {
+        "ansible_connection": "local",
+        "ansible_python_interpreter": sys.executable,
+        "role_path": str(ROLES / role),
+    }
+    (folder / "inventory.json").write_text(json.dumps({"all": {"hosts": hosts, "vars": {**defaults, **common}}}))
+    vars_files = sorted(str(path) for path in (ROLES / role / "vars/main").glob("*.yml"))
+    plays = [{"hosts": "all", "gather_facts": False, "vars_files": vars_files, "tasks": tasks}]
     (folder / "play.json").write_text(json.dumps(plays))
+    (folder / "templates").symlink_to(ROLES / role / "templates")
     done = subprocess.run(
         [Path(sys.executable).with_name("ansible-playbook"), "-vvv", "-i", "inventory.json", "play.json"],
         cwd=folder,
@@ -424,16 +270,27 @@ def tasks_of(role: str, file: str, words: str) -> list[dict[str, Any]]:
 
 
 def test_an_unreadable_queue_stops_the_run_where_it_matters(tmp_path):
-    state = {"waiting": 0, "unreadable": "postqueue ended with 69: postqueue: fatal: x"}
+    # As postfix_info tells of another Postfix, on a host that has nothing else.
+    host: dict[str, object] = dict.fromkeys(("ours", "has_backup", "installed", "configured"), True)
+    host |= dict.fromkeys(
+        ("port_25_holder", "other_mail_system", "relayhost", "network_fault", "certificate_fault"), ""
+    )
+    host |= {
+        "ours": False,
+        "has_program": True,
+        "waiting": 0,
+        "queue_fault": "postqueue ended with 69: postqueue: fatal: x",
+    }
     wish = {"postfix_localmail_enabled": True, "postfix_localmail_adopt": True, "postfix_localmail_takeover": False}
-    wish["__postfix_localmail_state"] = state
+    wish |= {"postfix_localmail_firewall": {"redirected": ""}, "__postfix_localmail_host": host}
     said = play(
         tmp_path,
-        tasks_of("postfix_localmail", "preflight.yml", "queue of the system|no mail waits"),
+        "postfix_localmail",
+        tasks_of("postfix_localmail", "preflight.yml", "Check the variables"),
         {
             "adopts": wish,
-            "readable": {**wish, "__postfix_localmail_state": {**state, "unreadable": ""}},
-            "full": {**wish, "__postfix_localmail_state": {"waiting": 2, "unreadable": ""}},
+            "readable": {**wish, "__postfix_localmail_host": {**host, "queue_fault": ""}},
+            "full": {**wish, "__postfix_localmail_host": {**host, "queue_fault": "", "waiting": 2}},
             "off": {**wish, "postfix_localmail_enabled": False},
             "takes": {**wish, "postfix_localmail_takeover": True},
             "leaves": {**wish, "postfix_localmail_adopt": False},
@@ -449,7 +306,7 @@ def test_what_stays_is_said(tmp_path):
     done = {"stdout_lines": ["Removing postfix ...", "Mail is left in Postfix's queue, so ..."]}
     hosts: dict[str, dict[str, object]] = {"some": {"__postfix_localmail_restored": done}}
     hosts["nothing"] = {"__postfix_localmail_restored": {"skipped": True}}
-    play(tmp_path, tasks_of("postfix_localmail", "remove.yml", "what stays"), hosts)
+    play(tmp_path, "postfix_localmail", tasks_of("postfix_localmail", "remove.yml", "what stays on"), hosts)
     said = (tmp_path / "out").read_text()
     assert "Mail is left in Postfix's queue" in said and "Removing" not in said and "skipping: [nothing]" in said
 
@@ -468,19 +325,19 @@ def test_the_secret_is_taken_over_as_zulip_reads_it(tmp_path):
     }
     hosts: dict[str, dict[str, object]] = {}
     for name, text in texts.items():
-        folder = tmp_path / name
-        folder.mkdir()
-        (folder / "zulip-secrets.conf").write_text(text, newline="")
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "zulip-secrets.conf").write_text(text, newline="")
         hosts[name] = {
-            "email_gateway_found": {"url": "https://127.0.0.1"},
-            "__email_gateway_secrets": str(folder / "zulip-secrets.conf"),
-            "__email_gateway_user": "nobody",
-            "__email_gateway_etc": str(folder),
+            "folder": str(tmp_path / name),
+            "__email_gateway_zulip": {"url": "https://127.0.0.1"},
+            "__email_gateway_resolved": {"waits": True},
+            "zulip_puppet_classes": "",
         }
-    tasks = tasks_of("email_gateway", "configure.yml", "shared secret")
-    copy = tasks[0]["block"][-1]["ansible.builtin.copy"]
-    del copy["owner"], copy["group"]  # whoever runs this need not be root
-    said = play(tmp_path, tasks, hosts)
+    tasks = tasks_of("email_gateway", "configure.yml", "")
+    del tasks[-1]["config_files"]["files"]
+    here = {"__email_gateway_etc": "{{ folder }}", "__email_gateway_secrets": "{{ folder }}/zulip-secrets.conf"}
+    here["__email_gateway_user"] = pwd.getpwuid(os.getuid()).pw_name  # whoever runs this need not be root
+    said = play(tmp_path, "email_gateway", [{"vars": here, "block": tasks}], hosts)
     good = {name for name in texts if (tmp_path / name / "credential").exists()}
     assert good == {"equals", "colon", "bare", "spaces", "indented"}
     for name in texts:

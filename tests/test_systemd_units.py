@@ -118,7 +118,11 @@ class Host:
         # The clock by which files are dated ticks every 10 ms, or more often.
         time.sleep(0.02)
         (self.root / "log").write_text("")
-        arguments = {"units": units, "absent": absent, "_ansible_check_mode": check, "_ansible_diff": True}
+        listed = [{**one, "files": list(one["files"])} for one in units] + [
+            {**one, "state": "absent"} for one in absent
+        ]
+        contents = {file: content for one in units for file, content in one["files"].items()}
+        arguments = {"files": contents, "units": listed, "_ansible_check_mode": check, "_ansible_diff": True}
         with patch_module_args(arguments), pytest.raises(SystemExit):
             systemd_units.main()
         result = dict(json.loads(self._capsys.readouterr().out))

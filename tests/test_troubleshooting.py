@@ -35,6 +35,14 @@ def of_roles() -> Iterator[tuple[str, str]]:
                 yield path.name, re.sub(r"\{\{.*?\}\}|\{%.*?%\}", HOLE, text)
 
 
+def of_fault_templates() -> Iterator[tuple[str, str]]:
+    """The texts between the conditions of roles/*/templates/faults*.j2."""
+    for path in sorted(PROJECT.glob("roles/*/templates/faults*.j2")):
+        text = re.sub(r"\{#.*?#\}|\{% (set|for|endfor).*?%\}", "", path.read_text(), flags=re.DOTALL)
+        for message in re.split(r"\{% .*?%\}", text, flags=re.DOTALL):
+            yield path.name, re.sub(r"\{\{.*?\}\}", HOLE, " ".join(message.split()))
+
+
 def of_programs() -> Iterator[tuple[str, str]]:
     """The texts in calls of CALLS; of a name, what it was assigned in the same function."""
     paths = [*PROJECT.glob("plugins/modules/*.py"), *PROJECT.glob("plugins/action/*.py")]
@@ -69,7 +77,11 @@ def text_of(node: ast.expr, known: dict[str, ast.expr]) -> str:
 
 
 MESSAGES = sorted(
-    {(file, text) for file, text in (*of_roles(), *of_programs()) if len(text.replace(HOLE, "")) >= LEAST}
+    {
+        (file, text)
+        for file, text in (*of_roles(), *of_fault_templates(), *of_programs())
+        if len(text.replace(HOLE, "")) >= LEAST
+    }
 )
 
 

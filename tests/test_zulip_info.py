@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 import zulip_info
 
+PROJECT = Path(__file__).parents[1]
 USER = "zulip-email-gateway"
 
 
@@ -321,3 +323,64 @@ def test_what_may_override_it_is_named_too(tmp_path):
 def test_the_line_of_the_classes_is_the_one_that_zulip_reads(tmp_path, text):
     (tmp_path / "zulip.conf").write_text(text)
     assert zulip_info.classes_line(tmp_path / "zulip.conf") == "\tPuppet_Classes: zulip::x"
+
+
+class TestHost:
+    @pytest.mark.parametrize(
+        ("os_release", "system"),
+        [
+            ('PRETTY_NAME="Debian GNU/Linux 12"\nNAME="Debian GNU/Linux"\nVERSION_ID="12"\nID=debian\n', "Debian 12"),
+            ('NAME="Ubuntu"\nVERSION_ID="24.04"\n', "Ubuntu 24.04"),
+            ("NAME=Fedora\nVERSION_ID=43\n", "Fedora 43"),
+            ('NAME="Debian GNU/Linux"\n', "Debian"),  # testing has no number
+            ("", "an unknown system"),
+        ],
+    )
+    def test_the_system_is_named_with_its_version(self, os_release, system):
+        assert zulip_info.system(os_release) == system
+
+    def test_of_this_very_host(self, tmp_path):
+        """No fake: its own tools, and its own name."""
+        found = zulip_info.host_info(tmp_path / "zulip", None, "root", ["/", str(tmp_path / "none")])
+        assert (found["dns_answers"], found["has_user"], found["there"]) == (True, True, ["/"])
+        assert found["fqdn"] == socket.getfqdn()
+        assert not [one for one in found["addresses"] if one.startswith(("127.", "fe80:")) or one == "::1"]
+        assert not zulip_info.host_info(tmp_path / "zulip", None, "no-such-user", [])["has_user"]
+
+    def test_dns_that_does_not_answer_is_told_and_not_asked_again(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(zulip_info, "answered", lambda *command, seconds: seconds != 4)
+        monkeypatch.setattr(socket, "getfqdn", lambda: pytest.fail("it would wait"))
+        found = zulip_info.host_info(tmp_path / "zulip", "mail.example.com", USER, [])
+        assert (found["dns_answers"], found["fqdn"]) == (False, socket.gethostname())
+
+    def test_a_command_that_takes_too_long_has_not_answered(self):
+        assert zulip_info.answered("false", seconds=20)
+        assert not zulip_info.answered("sleep", "60", seconds=0.1)
+
+    def test_where_the_metrics_are_written(self, tmp_path):
+        unit = tmp_path / zulip_info.METRICS_UNIT
+        assert zulip_info.host_info(tmp_path / "zulip", None, USER, [])["metrics_file"] == ""
+        unit.parent.mkdir(parents=True)
+        template = PROJECT / "roles/email_gateway/templates/etc/systemd/system" / f"{unit.name}.j2"
+        (line,) = re.findall("^ExecStart=.*", template.read_text(), re.MULTILINE)
+        unit.write_text(f"[Service]\n{line.replace('{{ __email_gateway_metrics_file }}', '/var/lib/x/a.prom')}\n")
+        assert zulip_info.host_info(tmp_path / "zulip", None, USER, [])["metrics_file"] == "/var/lib/x/a.prom"
+
+
+def test_what_earlier_runs_have_left_is_told(tmp_path):
+    block = 'EMAIL_GATEWAY_PATTERN = "%s@mail.example.com"\n'
+    around = f"A = 1\n{zulip_info.BEGIN_OF_BLOCK}\n{block}{zulip_info.END_OF_BLOCK}\n"
+    (tmp_path / "etc/zulip").mkdir(parents=True)
+    zulip = (make_zulip(tmp_path)[0], make_zulip(tmp_path / "etc/zulip", **{"settings.py": around})[1])
+    found = zulip_info.zulip_info(*zulip, USER)
+    assert (found["has_block"], found["block"], found["runs_with"], found["has_own_server"]) == (True, block, "", False)
+    ours = tmp_path / "etc/zulip-email-gateway"
+    ours.mkdir()
+    (ours / "zulip-runs-with").write_text(block)
+    (tmp_path / "etc" / zulip_info.OWN_SERVER).parent.mkdir(parents=True)
+    (tmp_path / "etc" / zulip_info.OWN_SERVER).touch()
+    found = zulip_info.zulip_info(*zulip, USER)
+    assert (found["runs_with"], found["has_own_server"]) == (block, True)
+    (tmp_path / "etc/zulip/settings.py").write_text("A = 1\n")
+    found = zulip_info.zulip_info(*zulip, USER)
+    assert (found["has_block"], found["block"]) == (False, "")

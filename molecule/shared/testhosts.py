@@ -203,7 +203,7 @@ def up(prefix: str, hosts: list[str]) -> None:
         if version != "6.0":
             enter(container, f"sh /opt/zulip-standin/upgrade {version}")
     # For packages the DNS server asks where its own container was told to, and for nothing else: an answer that
-    # does not come makes each log in to a host take ten seconds (sshd asks for "UNKNOWN").
+    # does not come makes each login to a host take ten seconds (sshd asks for "UNKNOWN").
     forward = f"s#^nameserver #server=/{'/'.join(PACKAGES_FROM)}/#p"
     enter(
         f"{prefix}-outside",
@@ -228,6 +228,8 @@ def publish(prefix: str) -> None:
                 f"mx-host={host}.old.example.com,{host}.example.com,1",
             ]
     lines = "\n".join(records)
+    # For the inventories, which are asked for it again and again.
+    (CACHE / f"{prefix}.dns").write_text(dns)
     enter(f"{prefix}-outside", f"echo '{lines}' > /etc/dnsmasq.d/zeg.conf; systemctl restart dnsmasq")
 
 
@@ -259,6 +261,7 @@ def zulip_state(container: str) -> dict[str, Any]:
 def down(prefix: str) -> None:
     if names := containers(prefix):
         run("podman", "rm", "--force", "--time", "0", *names)
+    (CACHE / f"{prefix}.dns").unlink(missing_ok=True)
 
 
 def main() -> None:

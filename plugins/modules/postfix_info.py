@@ -110,6 +110,14 @@ network_fault:
   description: What is wrong with the first of O(networks) that is none, as Python's ipaddress says it; or empty.
   type: str
   returned: success
+has_senders:
+  description: Whether rspamd checks senders here, or what came with it is still there.
+  type: bool
+  returned: success
+address:
+  description: An address of this host by which others may reach it; that of loopback if it has no other.
+  type: str
+  returned: success
 version:
   description: Postfix's version; empty while it is not installed.
   type: str
@@ -134,6 +142,8 @@ stale:
 
 # For tests a folder.
 ROOT = Path("/")
+# What is left of the checks of senders, the second in O(backup).
+SENDERS = "etc/systemd/system/zulip-email-gateway-senders.service", "senders-packages"
 # By this the gateway knows its own files.
 MARK = "Zulip email gateway"
 # How long a command may take (seconds).
@@ -273,6 +283,12 @@ def network_fault(networks: list[str]) -> str:
     return ""
 
 
+def address() -> str:
+    """See RETURN."""
+    found = re.search(r"\binet6? ([0-9a-f.:]+)", run("ip", "address", "show", "scope", "global").stdout)
+    return found[1] if found else "127.0.0.1"
+
+
 def is_stale(reloaded: Path) -> bool:
     """See RETURN; reloaded: a file that is touched at each reload."""
     try:
@@ -325,6 +341,8 @@ def postfix_info(backup: Path, packages: list[str], networks: list[str]) -> dict
         "zulips_certificate": zulips_certificate,
         "certificate_fault": certificate_fault(key, chain) if zulips_certificate else "",
         "network_fault": network_fault(networks),
+        "has_senders": os.path.exists(ROOT / SENDERS[0]) or os.path.exists(backup / SENDERS[1]),
+        "address": address(),
         "version": version,
         "database": database,
         # Debian 12's unit does not know that Postfix has died.

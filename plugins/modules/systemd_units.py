@@ -27,25 +27,36 @@ description:
     So what an interrupted run has left is completed by the next one.
   - Where nothing is to change, systemctl is called once.
 options:
+  files:
+    description: Names and contents of the unit files in /etc/systemd/system of all units that are to run.
+    type: dict
+    required: true
   units:
-    description: The units that are to run, in the order in which they are started.
+    description: >-
+      The units, in the order in which they are started. Those that are absent are stopped and removed before others are
+      written or started.
     type: list
     elements: dict
-    default: []
+    required: true
     suboptions:
       name:
         description:
-          - The unit that is enabled and started.
+          - The unit that is enabled and started, or stopped and disabled.
           - A socket is restarted only if its own file has changed, together with its service. If the service runs by
             other O(units[].files) or O(units[].reads), only the service is restarted, while connections wait.
         type: str
         required: true
       files:
         description: >-
-          Names and contents of its unit files in /etc/systemd/system: its own, and for example that of the service that
-          a timer starts.
-        type: dict
+          Names of its unit files: its own, and for example that of the service that a timer starts.
+        type: list
+        elements: str
         required: true
+      state:
+        description: Whether it is to run, or not to be there.
+        type: str
+        choices: [started, absent]
+        default: started
       reads:
         description: >-
           Files, and folders with all in them, that the unit reads only when it starts. Those that do not exist do not
@@ -56,39 +67,23 @@ options:
       wait_for:
         description: A socket; waits up to 180 seconds until it exists and the unit is active.
         type: path
-  absent:
-    description: >-
-      The units that must not be there. They are stopped and removed, in this order, before others are written or
-      started.
-    type: list
-    elements: dict
-    default: []
-    suboptions:
-      name:
-        description: The unit that is disabled, and stopped first.
-        type: str
-        required: true
-      files:
-        description: Names of its unit files, each of which is stopped and removed.
-        type: list
-        elements: str
-        required: true
 author: The Zulip email gateway maintainers
 """
 
 EXAMPLES = r"""
 - name: Run a service behind its socket, and no longer by a timer
   systemd_units:
-    absent:
+    files:
+      example.socket: "{{ lookup('ansible.builtin.template', 'example.socket.j2') }}"
+      example.service: "{{ lookup('ansible.builtin.template', 'example.service.j2') }}"
+    units:
       - name: example.timer
         files: [example.timer, example-once.service]
-    units:
+        state: absent
       - name: example.socket
-        files:
-          example.socket: "{{ lookup('ansible.builtin.template', 'example.socket.j2') }}"
+        files: [example.socket]
       - name: example.service
-        files:
-          example.service: "{{ lookup('ansible.builtin.template', 'example.service.j2') }}"
+        files: [example.service]
         reads: [/etc/example.conf, /usr/local/lib/example]
 """
 
@@ -175,9 +170,10 @@ class Run:
 
     def __init__(self, module: AnsibleModule) -> None:
         self._module = module
-        self._units: list[dict[str, Any]] = module.params["units"]
-        self._absent: list[dict[str, Any]] = module.params["absent"]
-        services = [service_of(one["name"], one["files"]) for one in self._units if one["name"].endswith(".socket")]
+        self._files: dict[str, str] = module.params["files"]
+        self._units: list[dict[str, Any]] = [one for one in module.params["units"] if one["state"] == "started"]
+        self._absent: list[dict[str, Any]] = [one for one in module.params["units"] if one["state"] == "absent"]
+        services = [service_of(one["name"], self._files) for one in self._units if one["name"].endswith(".socket")]
         named = [unit for one in self._absent + self._units for unit in (one["name"], *one["files"])]
         self._names = list(dict.fromkeys(named + services))
         self._states: dict[str, State] = {}
@@ -191,8 +187,8 @@ class Run:
         for one in self._absent:
             self._remove(one["name"], one["files"])
         for one in self._units:
-            for file, content in one["files"].items():
-                self._write(UNITS / file, content)
+            for file in one["files"]:
+                self._write(UNITS / file, self._files[file])
         # An earlier run may have been interrupted before it.
         if self.diff or any(self._state(unit).stale for unit in self._names):
             self._systemctl("daemon-reload")
@@ -204,7 +200,7 @@ class Run:
         for one in self._units:
             paths = [*(UNITS / file for file in one["files"]), *map(Path, one["reads"])]
             if one["name"].endswith(".socket"):
-                self._keep_socket(one["name"], service_of(one["name"], one["files"]), paths)
+                self._keep_socket(one["name"], service_of(one["name"], self._files), paths)
             elif not self._state(one["name"]).runs or self._is_older(one["name"], paths):
                 self._restart(one["name"])
             if one["wait_for"] and not self._module.check_mode:
@@ -324,18 +320,15 @@ class Run:
 def main() -> None:
     unit = {
         "name": {"type": "str", "required": True},
-        "files": {"type": "dict", "required": True},
+        "files": {"type": "list", "elements": "str", "required": True},
+        "state": {"type": "str", "choices": ["started", "absent"], "default": "started"},
         "reads": {"type": "list", "elements": "path", "default": []},
         "wait_for": {"type": "path"},
     }
-    absent = {
-        "name": {"type": "str", "required": True},
-        "files": {"type": "list", "elements": "str", "required": True},
-    }
     module = AnsibleModule(
         argument_spec={
-            "units": {"type": "list", "elements": "dict", "default": [], "options": unit},
-            "absent": {"type": "list", "elements": "dict", "default": [], "options": absent},
+            "files": {"type": "dict", "required": True},
+            "units": {"type": "list", "elements": "dict", "required": True, "options": unit},
         },
         supports_check_mode=True,
     )

@@ -1,5 +1,5 @@
 #!/usr/bin/python
-"""Ansible module: what a Zulip server says about itself. Reads, never writes."""
+"""Ansible module: a Zulip server, and the host it runs on, as they are before a run. Reads, never writes."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import io
 import os
 import pwd
 import re
+import socket
 import ssl
 import stat
 import subprocess
@@ -25,10 +26,11 @@ from ansible.module_utils.basic import AnsibleModule
 
 DOCUMENTATION = r"""
 module: zulip_info
-short_description: What a Zulip server says about itself
+short_description: A Zulip server and its host, as they are before a run
 description:
-  - Finds the deployment, its version, zulip.conf, the email settings of settings.py and the way mail goes into it.
-  - Fails with the file and what is wrong with it. Changes nothing.
+  - Finds the deployment, its version, zulip.conf, the email settings of settings.py and the way mail goes into it,
+    what the gateway has left in an earlier run, and what it has to know of the host.
+  - What is wrong with Zulip's files is told as RV(fault). Changes nothing.
 options:
   deployment:
     description: The symlink to the current deployment.
@@ -45,6 +47,14 @@ options:
     description: The gateway's user, who need not exist yet.
     type: str
     required: true
+  name:
+    description: A name to ask DNS for, to see whether it answers.
+    type: str
+  paths:
+    description: Files and folders of the gateway, to see which of them are there.
+    type: list
+    elements: path
+    default: []
   secret:
     description: Return the shared secret, and nothing else; needs C(no_log) at the task.
     type: bool
@@ -60,6 +70,36 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
+fault:
+  description: What the gateway cannot work with, and the file; else empty. Nothing else is told of Zulip then.
+  type: str
+  returned: success
+system:
+  description: The operating system, for example "Debian 12".
+  type: str
+  returned: success
+fqdn:
+  description: The host's full name.
+  type: str
+  returned: success
+addresses:
+  description: Its IP addresses, without those of loopback and of links.
+  type: list
+  elements: str
+  returned: success
+dns_answers:
+  description: Whether its name servers answer within 4 s.
+  type: bool
+  returned: success
+has_user:
+  description: Whether the gateway's user exists.
+  type: bool
+  returned: success
+there:
+  description: Those of O(paths) that exist.
+  type: list
+  elements: str
+  returned: success
 version:
   description: ZULIP_VERSION of the deployment; empty if Zulip is on another host.
   type: str
@@ -91,6 +131,22 @@ password_kept:
 has_block:
   description: Whether settings.py has the gateway's block.
   type: bool
+  returned: success
+block:
+  description: What stands in that block.
+  type: str
+  returned: success
+runs_with:
+  description: That block when Zulip was last restarted by the gateway.
+  type: str
+  returned: success
+has_own_server:
+  description: Whether Zulip's Puppet has set up the mail server that Zulip 11 and later have for port 25.
+  type: bool
+  returned: success
+metrics_file:
+  description: Where the metrics are written now; empty if they are not.
+  type: str
   returned: success
 sends_here:
   description: Whether Zulip sends its own mail to port 25 of this host (EMAIL_HOST in settings.py).
@@ -131,6 +187,8 @@ MAIL_SERVER = "zerver/management/commands/email_server.py"
 # Where the gateway's unit lets that server listen.
 MAIL_SERVER_URL = "smtp://127.0.0.1:10525"
 LAST_WITH_ENDPOINT = 10
+# With what Zulip's Puppet runs that server on port 25.
+OWN_SERVER = "supervisor/conf.d/zulip/email-mirror.conf"
 # What Zulip takes for true, in either case: puppet/zulip/lib/puppet/functions/zulipconf.rb.
 TRUE = ("1", "y", "t", "yes", "true", "enable", "enabled")
 # What Zulip's worker tells of the mail stands in these, which its Puppet keeps to its own user.
@@ -138,12 +196,13 @@ WORKER_FOLDERS = ("/var/log/zulip", "/var/log/zulip/queue_error")
 
 # By this the gateway knows its own files.
 MARK = "Zulip email gateway"
-# What tasks/zulip.yml ends its block in settings.py with, and what may stand in it.
-END_OF_BLOCK = f"# END {MARK} (Ansible)"
+# What tasks/zulip.yml puts around its block in settings.py, and what may stand in it.
+BEGIN_OF_BLOCK, END_OF_BLOCK = f"# BEGIN {MARK} (Ansible)", f"# END {MARK} (Ansible)"
 IN_BLOCK = {f"EMAIL_GATEWAY_{name}" for name in ("PATTERN", "LOGIN", "IMAP_SERVER", "IMAP_PORT", "IMAP_FOLDER")}
 # Zulip's script that prints a setting as its own programs see it.
 SETTING = "scripts/get-django-setting"
-
+# The unit that writes the metrics, by the file at the end of its command.
+METRICS_UNIT = "systemd/system/zulip-email-gateway-metrics.service"
 
 # The files of Zulip that are read here are shorter (bytes).
 LARGEST = 2**20
@@ -386,6 +445,9 @@ def elsewhere(server: str, deployment: Path) -> dict[str, Any]:
         "cron": "",
         "password_kept": False,
         "has_block": False,
+        "block": "",
+        "runs_with": "",
+        "has_own_server": False,
         "closed": [],
         "sends_here": False,
         "web": "",
@@ -395,30 +457,84 @@ def elsewhere(server: str, deployment: Path) -> dict[str, Any]:
 
 
 def zulip_info(deployment: Path, etc: Path, user: str, server: str | None = None) -> dict[str, Any]:
-    """Everything the module returns; raises Unfit."""
+    """All about Zulip; raises Unfit."""
     if server:
         return elsewhere(server, deployment)
     version = version_of(deployment)
     conf = conf_of(etc / "zulip.conf")
     values = check_settings(etc / "settings.py")
     shared_secret(etc / "zulip-secrets.conf")
-    kept = etc.parent / "zulip-email-gateway" / "zulip.conf-line"
+    ours = etc.parent / "zulip-email-gateway"
+    block = block_of(etc / "settings.py")
     return {
         "version": version,
         "here": True,
         "conf": conf,
         "url": way_in(deployment, version, url_of(conf)),
         "classes_line": classes_line(etc / "zulip.conf"),
-        "classes_line_before": kept.read_text(encoding="utf-8").rstrip("\n") if kept.exists() else "",
+        "classes_line_before": left_in(ours / "zulip.conf-line").rstrip("\n"),
         "cron": cron_of(etc.parent / "cron.d/email-mirror"),
-        "password_kept": (kept.parent / "zulip-secrets.conf-line").exists(),
-        "has_block": MARK.encode() in bytes_of(etc / "settings.py"),
+        "password_kept": (ours / "zulip-secrets.conf-line").exists(),
+        "has_block": block is not None,
+        "block": block or "",
+        "runs_with": left_in(ours / "zulip-runs-with"),
+        "has_own_server": (etc.parent / OWN_SERVER).exists(),
         "closed": closed_to(user),
         "sends_here": is_this_host(mail_host(values, deployment)),
         "web": url_of(conf),
         "external_host": (host := setting("EXTERNAL_HOST", values, deployment)),
         "sends_from": senders(host.partition(":")[0], values, deployment),
     }
+
+
+def host_info(etc: Path, name: str | None, user: str, paths: Sequence[str]) -> dict[str, Any]:
+    """What the gateway has to know of the host, and what it has left there itself."""
+    # First of all: where DNS is dead everything else takes minutes. The resolver asks a second time, or another
+    # server, after five seconds.
+    answers = not name or answered("getent", "--service=hosts:dns", "ahosts", name, seconds=4)
+    unit = left_in(etc.parent / METRICS_UNIT)
+    metrics = re.search(r"^ExecStart=.* sh (/\S*)$", unit, re.MULTILINE)
+    return {
+        "system": system(left_in(etc.parent / "os-release")),
+        "fqdn": socket.getfqdn() if answers else socket.gethostname(),
+        "addresses": [one for one in own_addresses() if not one.startswith(("127.", "fe80:")) and one != "::1"],
+        "dns_answers": answers,
+        "has_user": has_user(user),
+        "there": [path for path in paths if os.path.lexists(path)],
+        "metrics_file": metrics[1] if metrics else "",
+    }
+
+
+def system(os_release: str) -> str:
+    """The operating system by name and version, from os-release(5): "Debian 12", "Ubuntu 24.04"."""
+    found = dict(re.findall(r"""^([A-Z_]+)=["']?(.*?)["']?$""", os_release, re.MULTILINE))
+    # Debian calls itself "Debian GNU/Linux".
+    name = found.get("NAME", "an unknown system").removesuffix(" GNU/Linux")
+    return f"{name} {found.get('VERSION_ID', '')}".strip()
+
+
+def left_in(path: Path) -> str:
+    """A file of the gateway or of the system; nothing if it does not exist."""
+    return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+
+
+def block_of(path: Path) -> str | None:
+    """What stands in the gateway's block of settings.py; None if it has none."""
+    text = bytes_of(path).decode(errors="replace")
+    if MARK not in text:
+        return None
+    found = re.search(
+        rf"^{re.escape(BEGIN_OF_BLOCK)}\n(.*?)^{re.escape(END_OF_BLOCK)}$", text, re.DOTALL | re.MULTILINE
+    )
+    return found[1] if found else ""
+
+
+def has_user(name: str) -> bool:
+    try:
+        pwd.getpwnam(name)
+    except KeyError:
+        return False
+    return True
 
 
 def shared_secret(path: Path) -> str:
@@ -466,8 +582,22 @@ def is_this_host(name: str) -> bool:
         return False
     resolved = printed("getent", "ahosts", name, seconds=5) or name
     addresses = {line.split()[0] for line in resolved.splitlines() if line.split()}
-    own = re.findall(r"\binet6? ([0-9a-f.:]+)", printed("ip", "address", seconds=5) or "")
+    own = own_addresses()
     return any(address in own or address.startswith("127.") for address in addresses)
+
+
+def own_addresses() -> list[str]:
+    """This host's IP addresses, those of loopback as well."""
+    return re.findall(r"\binet6? ([0-9a-f.:]+)", printed("ip", "address", seconds=5) or "")
+
+
+def answered(*command: str, seconds: float) -> bool:
+    """Whether a command ended within that time, however."""
+    try:
+        subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=seconds, check=False)
+    except subprocess.TimeoutExpired:
+        return False
+    return True
 
 
 def printed(*command: str, seconds: float) -> str | None:
@@ -482,9 +612,7 @@ def printed(*command: str, seconds: float) -> str | None:
 def closed_to(user: str, folders: Sequence[str] = WORKER_FOLDERS) -> list[str]:
     """Those of `folders` that the user cannot pass; by their mode if there is no such user yet."""
     there = [folder for folder in folders if Path(folder).is_dir()]
-    try:
-        pwd.getpwnam(user)
-    except KeyError:
+    if not has_user(user):
         return [folder for folder in there if not Path(folder).stat().st_mode & stat.S_IXOTH]
     passes = ("runuser", "-u", user, "--", "test", "-x")
     return [folder for folder in there if subprocess.run((*passes, folder), check=False).returncode]
@@ -515,15 +643,22 @@ def main() -> None:
             "etc": {"type": "path", "default": "/etc/zulip"},
             "server": {"type": "str"},
             "user": {"type": "str", "required": True},
+            "name": {"type": "str"},
+            "paths": {"type": "list", "elements": "path", "default": []},
             "secret": {"type": "bool", "default": False},
         },
         supports_check_mode=True,
     )
     options = module.params
+    deployment, etc, user = Path(options["deployment"]), Path(options["etc"]), options["user"]
     try:
         if options["secret"]:
-            module.exit_json(changed=False, shared_secret=shared_secret(Path(options["etc"]) / "zulip-secrets.conf"))
-        facts = zulip_info(Path(options["deployment"]), Path(options["etc"]), options["user"], options["server"])
+            module.exit_json(changed=False, shared_secret=shared_secret(etc / "zulip-secrets.conf"))
+        facts = host_info(etc, options["name"], user, options["paths"]) | {"fault": ""}
+        try:
+            facts |= zulip_info(deployment, etc, user, options["server"])
+        except Unfit as error:
+            facts["fault"] = str(error)
         module.exit_json(changed=False, **facts)
     except Unfit as error:
         module.fail_json(msg=str(error))

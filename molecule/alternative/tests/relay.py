@@ -1,4 +1,4 @@
-"""A relay that wants TLS and a log in, on the ports 2587 (STARTTLS) and 465 of the host it runs on; a line on standard
+"""A relay that wants TLS and a login, on the ports 2587 (STARTTLS) and 465 of the host it runs on; a line on standard
 output for each mail."""
 
 import ssl

@@ -168,7 +168,7 @@ TAKEN = "zulip True user@elsewhere.example\n"
 
 
 def test_mail_that_leaves_goes_through_the_relay_host(mx):
-    """With its log in, encrypted; and the password is nobody else's to read."""
+    """With its login, encrypted; and the password is nobody else's to read."""
     with relay(mx) as next_mail:
         mx.sh(SEND)
         assert next_mail() == TAKEN

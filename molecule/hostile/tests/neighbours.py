@@ -186,7 +186,7 @@ def test_no_run_shows_a_secret(mx):
         done = mx.play("-vvv", "--diff", "--tags", "zulip")
         assert done.returncode == 0, done.stdout[-3000:]
     text = done.stdout + done.stderr
-    assert "Write the credential" in text or mx.version == 11
+    assert "Write gateway.conf, the addresses and the credentials" in text or mx.version == 11
     assert not [secret for secret in secrets_of(mx) if secret in text]
 
 

@@ -12,11 +12,9 @@ ON = "zulip::profile::standalone, zulip::postfix_localmail"
 
 # What a check cannot foretell: what is done because something else was changed.
 FOLLOW_UP = {
-    "email_gateway : units | Start them, now and at boot",
     "postfix_localmail : drain | Take no more mail, and deliver what waits",
-    "postfix_localmail : service | Start them, now and at boot",
     "postfix_localmail : service | Start Postfix, now and at boot",
-    "postfix_localmail : service | Put the configuration into force",
+    "postfix_localmail : service | Reload Postfix's configuration, or start Postfix with it",
     "postfix_localmail : configure | Make sure of /etc/aliases",
 }
 

@@ -89,7 +89,7 @@ def test_a_new_secret_is_taken_over_and_no_mail_is_lost_meanwhile(mx, subject):
     mx.send(mx.address(), subject=subject)
     assert wait(lambda: "shared secret has changed" in mx.sh("mailq"), 20)
     done = on(mx, "-vvv", "--diff")
-    assert changed_tasks(done) == {"email_gateway : configure | Write the credential"}
+    assert changed_tasks(done) == {"email_gateway : configure | Write gateway.conf, the addresses and the credentials"}
     secret = mx.sh("sed -n 's/^shared_secret = //p' /etc/zulip/zulip-secrets.conf").strip()
     assert secret not in done.stdout
     mx.sh("postqueue -f")

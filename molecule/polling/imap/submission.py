@@ -1,4 +1,4 @@
-"""The SMTP server of the mail provider, for its users: on port 587, after STARTTLS and a log in. It delivers into
+"""The SMTP server of the mail provider, for its users: on port 587, after STARTTLS and a login. It delivers into
 Dovecot's inbox of the user zulip."""
 
 from __future__ import annotations

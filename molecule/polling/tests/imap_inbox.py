@@ -58,7 +58,7 @@ class Inbox:
         )
 
     def forgive(self) -> None:
-        """Dovecot makes a client wait whose log in has failed, until it is restarted."""
+        """Dovecot makes a client wait whose login has failed, until it is restarted."""
         self.imap.sh("systemctl restart dovecot")
 
     def empty(self) -> None:

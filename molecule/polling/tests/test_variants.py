@@ -1,4 +1,4 @@
-"""STARTTLS, OAuth 2, Zulip's own polling, what the log in says when it fails, and off."""
+"""STARTTLS, OAuth 2, Zulip's own polling, what the login says when it fails, and off."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def refusal_of_log_in(mx: ZulipHost, **variables: object) -> str:
     done = mx.play(**variables)
     assert done.returncode != 0
     assert mx.sh(state) == before
-    return " ".join(done.stdout.partition("Say why the log in failed")[2].split())
+    return " ".join(done.stdout.partition("Check that the login succeeded")[2].split())
 
 
 @pytest.mark.parametrize(
@@ -175,7 +175,7 @@ def test_doctor_logs_in(mx):
 
 
 def test_from_polling_to_local_delivery_and_back(mx, inbox, subject):
-    """Never without either: a log in that fails leaves the way there was."""
+    """Never without either: a login that fails leaves the way there was."""
     local = {
         "zulip_puppet_classes": "zulip::profile::standalone, zulip::postfix_localmail",
         "email_gateway_login": None,

@@ -79,7 +79,7 @@ def test_what_apt_cannot_install_is_named_with_what_is_wrong_with_the_lists(host
         acl = mx.play()
         mx.sh("dpkg --install /var/cache/apt/archives/acl_*.deb")
         done = mx.play()
-    assert re.search(r"cannot be let into /var/log/zulip.* on mx43.* the package acl: E: .*acl", acl.stdout)
+    assert re.search(r"cannot be given access to /var/log/zulip.* on mx43.* the package acl: E: .*acl", acl.stdout)
     words = r"apt cannot install postfix, ssl-cert on mx43.example.com: No package matching 'postfix' is available \("
     assert done.returncode != 0 and re.search(words, done.stdout), done.stdout[-3000:]
     assert mx.play(zulip_puppet_classes="zulip::profile::standalone").returncode == 0

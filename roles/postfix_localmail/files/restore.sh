@@ -1,5 +1,5 @@
 #!/bin/sh
-# Puts back what keep.sh has kept in folder $1. Every step can be done twice, and the
+# Puts back what back_up.sh has copied in folder $1. Every step can be done twice, and the
 # copy goes last: an interrupted run is finished by the next one.
 set -eu
 export LC_ALL=C

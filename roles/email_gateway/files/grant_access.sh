@@ -1,7 +1,7 @@
 #!/bin/sh
-# Lets user $1 pass through the folders $3 and so on, which Zulip's Puppet keeps to the user
+# Grants user $1 access through the folders $3 and so on, which Zulip's Puppet keeps to the user
 # zulip. By ACLs: Puppet, which sets owner and mode, leaves them alone. What was done is
-# noted in folder $2 before it is done, for let_out.sh.
+# noted in folder $2 before it is done, for revoke_access.sh.
 set -eu
 user=$1 notes=$2
 shift 2

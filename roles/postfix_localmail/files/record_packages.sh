@@ -1,5 +1,5 @@
 #!/bin/sh
-# Notes in file $1 which packages come with the others, before they are installed, and lets no rspamd start
+# Records in file $1 which packages come with the others, before they are installed, and lets no rspamd start
 # that comes by this: Debian's package would scan mail for spam. (What is only upgraded has its version before
 # the new one in parentheses.)
 set -eu

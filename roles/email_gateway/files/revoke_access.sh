@@ -1,10 +1,10 @@
 #!/bin/sh
-# Takes back what let_in.sh has done for user $1, as noted in folder $2.
+# Revokes what grant_access.sh has done for user $1, as noted in folder $2.
 set -eu
 if command -v setfacl >/dev/null; then
   while read -r folder; do
     [ -d "$folder" ] || continue
-    # As its owner, see let_in.sh.
+    # As its owner, see grant_access.sh.
     as_owner=''
     if id "$(stat -c %U "$folder")" >/dev/null 2>&1; then as_owner="runuser -u $(stat -c %U "$folder") --"; fi
     $as_owner setfacl --remove "user:$1" "$folder" 2>/dev/null || true

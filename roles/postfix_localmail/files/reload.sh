@@ -1,5 +1,5 @@
 #!/bin/sh
-# Puts Postfix's configuration into force, if it is sound, and notes in folder $1 when.
+# Reloads Postfix's configuration, if it is sound, or starts Postfix with it. Notes in folder $1 when.
 set -eu
 postfix check
 # Postfix reads on which addresses to listen only when it starts (postconf(5),
