@@ -1,15 +1,19 @@
 #!/usr/bin/env python3
-"""make bench: what a delivery costs, next to what it is compared with in the same run.
+"""make bench: what a delivery and site.yml cost, next to what they are compared with in the same run.
 
-A throw-away host is set up by playbooks/site.yml, as in make demo; measure.py runs on it.
+Throw-away hosts are set up by playbooks/site.yml, as in make demo; measure.py runs on the first one.
 Prints a table and writes bench/results.json, a flat object of figures.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import statistics
 import subprocess
 import sys
+import tempfile
+import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +22,7 @@ sys.path.insert(0, str(HERE.parent / "molecule/shared"))
 import testhosts  # noqa: E402 - found by the path above
 
 PREFIX = "zeg-bench"
+HOSTS = ("mx", "mx2", "mx3", "mx4", "mx5")
 
 
 class Figure(NamedTuple):
@@ -50,19 +55,19 @@ FIGURES = {
     "flood_reply_s": Figure("meanwhile, until a reply is posted, s", 2, ""),
     "refused_cpu_ms": Figure("CPU of the service for each mail of the flood that is refused, ms", 1, ""),
     "idle_cpu_s": Figure("the service, idle for 60 s: CPU, s", 0.02, "Zulip's own polling 1.8"),
+    "site_noop_s": Figure("site.yml with nothing to change, over SSH, s", 7, "before: 15"),
+    "site_first_s": Figure("site.yml on a new host, without what apt takes, s", 35, "before: 65, on a real server"),
+    "site_five_hosts_ratio": Figure("site.yml with nothing to change on five hosts, in units of one", 1.6, ""),
 }
 
 
 def main() -> None:
     testhosts.use_settings()
-    testhosts.say("Starting a host with systemd and a stand-in for Zulip, and a DNS server ...")
-    testhosts.up(PREFIX, ["mx:bookworm"])
+    testhosts.say("Starting five hosts with systemd and a stand-in for Zulip, and a DNS server ...")
+    testhosts.up(PREFIX, [f"{host}:bookworm" for host in HOSTS])
     try:
         testhosts.say("Running playbooks/site.yml ...")
-        play = ("ansible-playbook", "-i", "inventory/demo", "-i", "bench/inventory.yml", "playbooks/site.yml")
-        done = subprocess.run(play, capture_output=True, text=True, check=False)
-        if done.returncode:
-            sys.exit(f"playbooks/site.yml failed:\n{done.stdout}{done.stderr}")
+        figures = of_site()
         testhosts.say("Measuring (about six minutes) ...")
         with (testhosts.SHARED / "flood.py").open() as script:
             testhosts.run(*testhosts.inside(f"{PREFIX}-mx"), "sh", "-c", "cat > /root/flood.py", stdin=script)
@@ -71,11 +76,47 @@ def main() -> None:
             measured = subprocess.run(command, stdin=script, stdout=subprocess.PIPE, text=True, check=True).stdout
     finally:
         testhosts.down(PREFIX)
-    results = {key: round(value, 4) for key, value in json.loads(measured.splitlines()[-1]).items()}
+    figures |= json.loads(measured.splitlines()[-1])
+    results = {key: round(value, 4) for key, value in figures.items()}
     (HERE / "results.json").write_text(json.dumps(results, indent=2) + "\n")
     print(f"\n{'key':24} {'figure':>8} {'target':>8}   what it is (what it is compared with)")
     for key, figure in FIGURES.items():
         print(f"{key:24} {results[key]:8.4g} {verdict(figure, results[key])}   {described(figure)}")
+
+
+def of_site() -> dict[str, float]:
+    """What site.yml takes: for the first time, with nothing to change, and with that on five hosts."""
+    whole, in_apt = site("mx.example.com")
+    site("all")
+    one, five = ([site(hosts)[0] for _ in range(3)] for hosts in ("mx.example.com", "all"))
+    return {
+        "site_first_s": whole - in_apt,
+        "site_noop_s": statistics.median(one),
+        "site_five_hosts_ratio": statistics.median(five) / statistics.median(one),
+    }
+
+
+def site(hosts: str) -> tuple[float, float]:
+    """Seconds of one run, and those of its tasks with apt. Exits where it fails."""
+    with tempfile.NamedTemporaryFile() as durations:
+        callback = {
+            "ANSIBLE_CALLBACK_PLUGINS": str(HERE / "callback_plugins"),
+            "ANSIBLE_CALLBACKS_ENABLED": "durations",
+        }
+        play = ("ansible-playbook", "-i", "inventory/demo", "-i", "bench/inventory.yml", "--limit", hosts)
+        started = time.monotonic()
+        done = subprocess.run(
+            (*play, "playbooks/site.yml"),
+            env={**os.environ, **callback, "DURATIONS": durations.name},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        seconds = time.monotonic() - started
+        if done.returncode:
+            sys.exit(f"playbooks/site.yml failed:\n{done.stdout}{done.stderr}")
+        by_module = json.loads(Path(durations.name).read_text())
+    return seconds, by_module.get("ansible.builtin.apt", 0)
 
 
 def verdict(figure: Figure, value: float) -> str:
