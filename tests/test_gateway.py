@@ -14,7 +14,7 @@ from email_gateway.address_book import Target
 from email_gateway.backend_http import HttpBackend
 from email_gateway.failures import Failed, Failures
 from email_gateway.gateway import Envelope
-from email_gateway.journal import Journal, room
+from email_gateway.journal import Journal, disk_space
 from email_gateway.message import Message, stored
 from email_gateway.quarantine import Quarantine
 from email_gateway.verdict import Deferred, Delivered, Refused, Trouble, answer, bug, understood
@@ -56,30 +56,30 @@ def test_zulips_own_rate_limit_holds_mail_back_longer_each_time(gateway):
     gateway.answers = [Delivered()]
     gateway.deliver(Envelope(REPLY), mail(b"m"))
     assert len(gateway.handed) == 2  # a reply does not wait, and does not end the waiting
-    hold = gateway.journal.note("hold")
-    assert hold["seconds"] == 5
-    set_hold(gateway, {**hold, "until": 0})
+    backoff = gateway.journal.note("backoff")
+    assert backoff["seconds"] == 5
+    set_backoff(gateway, {**backoff, "until": 0})
     gateway.answers = [Deferred("4.7.28", "rate limit", "later")]
     gateway.deliver(Envelope(CHANNEL), mail(b"m"), max_wait=1)
-    assert gateway.journal.note("hold")["seconds"] == 10
-    set_hold(gateway, {**hold, "until": 0})
+    assert gateway.journal.note("backoff")["seconds"] == 10
+    set_backoff(gateway, {**backoff, "until": 0})
     gateway.answers = [Delivered()]
     assert gateway.deliver(Envelope(CHANNEL), mail(b"m")) == POSTED
-    assert gateway.journal.note("hold") is None
+    assert gateway.journal.note("backoff") is None
 
 
-def set_hold(gateway, hold):
+def set_backoff(gateway, backoff):
     with gateway.journal.change() as database:
-        gateway.journal.write_note(database, "hold", hold)
+        gateway.journal.write_note(database, "backoff", backoff)
 
 
 def test_an_answer_to_a_reply_ends_the_waiting_for_a_silent_zulip(gateway):
     gateway.answers = [Deferred("4.4.2", "no answer", "silent", in_doubt=True)]
     gateway.deliver(Envelope(CHANNEL), mail(b"m"))
-    assert gateway.journal.note("hold")["cause"] == "no answer"
+    assert gateway.journal.note("backoff")["cause"] == "no answer"
     gateway.answers = [Delivered()]
     gateway.deliver(Envelope(REPLY), mail(b"m"))
-    assert gateway.journal.note("hold") is None
+    assert gateway.journal.note("backoff") is None
 
 
 def test_a_mail_that_zulip_chokes_on_holds_up_no_other(gateway):
@@ -263,7 +263,7 @@ def keep(gateway, content, lost=False):
 
 
 def test_the_quarantine_is_bounded_by_size_and_age(gateway):
-    store = Quarantine(gateway.config.state_dir, gateway.journal, max_bytes=2 * room(10), max_days=1)
+    store = Quarantine(gateway.config.state_dir, gateway.journal, max_bytes=2 * disk_space(10), max_days=1)
     gateway.quarantine = store
     copies = [keep(gateway, b"x" * 10) for _ in range(4)]
     assert gateway.journal.copies() == copies[2:]
@@ -273,7 +273,7 @@ def test_the_quarantine_is_bounded_by_size_and_age(gateway):
     assert gateway.journal.copies() == copies[3:]
     big = keep(gateway, b"x" * 20_000)
     assert gateway.journal.copies() == [big]  # the newest goes by age only
-    Quarantine(gateway.config.state_dir, gateway.journal, max_bytes=room(10), max_days=1e-9).tidy()
+    Quarantine(gateway.config.state_dir, gateway.journal, max_bytes=disk_space(10), max_days=1e-9).tidy()
     assert gateway.journal.copies() == [] == list(gateway.quarantine.folder.iterdir())
 
 
@@ -299,7 +299,7 @@ def test_what_zulip_lost_goes_only_when_that_is_said(gateway):
 
 def test_what_zulip_lost_is_bounded_too_and_the_alarm_comes_first(gateway):
     store = gateway.quarantine
-    store._max_bytes = 10 * room(4)
+    store._max_bytes = 10 * disk_space(4)
     for number in range(8):
         lose(gateway, b"%04d" % number)
     assert store.tidy_lost() == []
@@ -315,7 +315,7 @@ def test_what_zulip_lost_is_bounded_too_and_the_alarm_comes_first(gateway):
     with gateway.journal.change() as database:
         gateway.journal.write_note(database, "lost mail", {"first": time.time() - 90_000, "last": time.time()})
     [removed] = store.tidy_lost()
-    assert removed.startswith(f"removed for want of room: {oldest[0]}, 4 bytes of ")
+    assert removed.startswith(f"removed for want of space: {oldest[0]}, 4 bytes of ")
     assert [copy.id for copy in gateway.journal.copies()][:8] == oldest[1:]
     # In a flood of them there is no time; the last one stays, large as it may be.
     with gateway.journal.change() as database:

@@ -48,7 +48,7 @@ def test_what_came_of_mail(gateway):
     assert found["posted_total", "general (zulip)"] == found["posted_total", REPLIES] == 1
     assert found["quarantine_mails", "refused"] == 1 and found["quarantine_mails", "lost"] == 0
     assert found["delay_seconds_count",] == found["delay_seconds_bucket", "+Inf"] == 2
-    assert found["window_room_mails", "60"] == 49 and found["worker_log_readable",] == 1
+    assert found["window_free_mails", "60"] == 49 and found["worker_log_readable",] == 1
     assert found["last_posted_timestamp_seconds",] == pytest.approx(found["written_timestamp_seconds",], abs=60)
     assert CHANNEL.partition("@")[0].partition(".")[2] not in text
 

@@ -193,7 +193,7 @@ def test_where_one_channel_has_no_room_another_may_have(gateway, monkeypatch):
         for _ in range(40):
             ticket = gateway.journal.open_unit(database, time.time(), outcome.address_of(TOKEN))
             gateway.journal.settle_unit(database, ticket, time.time())
-    monkeypatch.setattr(late, "_ROOM", 0.1)
+    monkeypatch.setattr(late, "_MAX_WAIT", 0.1)
     before = len(gateway.handed)
     told, waits = late.take_up(gateway)
     assert [recipient for recipient, _ in gateway.handed[before:]] == [other]
@@ -406,7 +406,7 @@ def test_a_dropped_mail_is_not_taken_for_posted_by_the_next_ones_line(gateway):
 def test_another_mail_to_the_same_address_is_not_the_failed_one(gateway, monkeypatch):
     """Zulip had failed with it before this one was handed over."""
     monkeypatch.setattr(module, "_LEAST_TURN", 0.7)
-    monkeypatch.setattr(failures_module, "_ROOM", 0.7)
+    monkeypatch.setattr(failures_module, "_MAX_WAIT", 0.7)
     failures = Failures(gateway)
     failures.run()
     with gateway.config.queue_errors.open("a") as file:
@@ -474,7 +474,7 @@ def test_a_hand_over_without_an_answer_is_settled_by_its_line(gateway, patient):
     when_handed(gateway, lambda: (time.sleep(0.05), tell(gateway.config.logs, TO_GENERAL)))
     assert gateway.deliver(FROM_POSTFIX, mail(b"m")) == POSTED
     (unit,) = units(gateway)
-    assert unit.consumed and not unit.doubt and gateway.journal.note("hold") is None
+    assert unit.consumed and not unit.doubt and gateway.journal.note("backoff") is None
 
 
 def test_a_line_at_the_time_of_a_refusal_is_anothers(gateway, monkeypatch):

@@ -96,7 +96,7 @@ def test_what_one_channel_can_post_in_an_hour_is_what_may_wait_for_it(tmp_path):
 
 def test_no_more_than_a_few_channels_wait_at_a_time(tmp_path, monkeypatch):
     """Each has a process of its own; so one that stands there twice, with another slug, goes as well."""
-    monkeypatch.setattr(pace, "_WAITING_ROOM", 2)
+    monkeypatch.setattr(pace, "_MOST_WAITING", 2)
     config = make_config(tmp_path, windows=(Window(1, 4),), max_wait=60)
     clock, goes_on, told = [NOW], threading.Event(), list[str]()
 

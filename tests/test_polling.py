@@ -18,10 +18,10 @@ from email_gateway.polling import (
     FEWEST_TRIES,
     GIVEN_UP,
     LEFT_ALONE,
+    LIMIT_RETRY,
     MAX_WAIT,
     MOST_RECIPIENTS,
     RETRIES,
-    ROOM_RETRY,
     WAITS,
     Inbox,
     Stopped,
@@ -35,7 +35,7 @@ CHANNEL = f"zulip+general.{TOKEN}@example.com"
 OTHER = CHANNEL.replace(TOKEN, TOKEN[::-1])
 REPLY = f"zulip+mm{TOKEN}@example.com"
 LATER = Deferred("4.3.2", "HTTP 502", "later")
-NO_ROOM = Deferred("4.7.28", "rate limit", "later")
+LIMITED = Deferred("4.7.28", "rate limit", "later")
 
 
 class Folder:
@@ -173,7 +173,7 @@ def test_a_mail_to_two_channels_reaches_both(inbox):
 
 
 def test_it_stays_until_it_has_reached_both(inbox):
-    inbox.service.answers = [NO_ROOM, Delivered()]
+    inbox.service.answers = [LIMITED, Delivered()]
     folder = Folder(f"{CHANNEL}, {OTHER}")
     assert inbox.take_all(folder) == (0, 1, True)
     assert inbox.service.handed == [CHANNEL, OTHER]  # the one that waits does not hold up the other
@@ -324,7 +324,7 @@ def test_asked_to_stop_it_ends_between_two_mails(inbox, monkeypatch):
 
 
 def test_replies_pass_what_waits_for_room(inbox):
-    inbox.service.answers = [Delivered(), NO_ROOM, Delivered()]
+    inbox.service.answers = [Delivered(), LIMITED, Delivered()]
     folder = Folder(CHANNEL, CHANNEL, CHANNEL, REPLY, CHANNEL)
     assert inbox.take_all(folder) == (2, 3, True)
     assert inbox.service.handed == [CHANNEL, CHANNEL, REPLY]
@@ -332,7 +332,7 @@ def test_replies_pass_what_waits_for_room(inbox):
 
 def test_a_flooded_channel_does_not_hold_up_another(inbox):
     """Its own mail keeps its order."""
-    inbox.service.answers = [lambda uid: NO_ROOM if uid < 4 else Delivered()]
+    inbox.service.answers = [lambda uid: LIMITED if uid < 4 else Delivered()]
     folder = Folder(CHANNEL, CHANNEL, CHANNEL, OTHER, CHANNEL, OTHER)
     assert inbox.take_all(folder) == (2, 4, True)
     assert inbox.service.handed == [CHANNEL, OTHER, OTHER]
@@ -475,7 +475,7 @@ class Enough(Exception):
 
 @pytest.mark.parametrize(
     ("answer", "pauses"),
-    [(NO_ROOM, (ROOM_RETRY,) * 3), (LATER, RETRIES[:3]), (Delivered(), (WAITS[0], WAITS[1], WAITS[2]))],
+    [(LIMITED, (LIMIT_RETRY,) * 3), (LATER, RETRIES[:3]), (Delivered(), (WAITS[0], WAITS[1], WAITS[2]))],
 )
 def test_how_long_it_waits_for_what_comes(inbox, answer, pauses):
     """Room for channel mail is looked for steadily, Zulip less and less."""

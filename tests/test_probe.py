@@ -37,7 +37,7 @@ def postfix(gateway, monkeypatch):
         port = free.getsockname()[1]
     controller = Controller(made, hostname="127.0.0.1", port=port)
     controller.start()
-    monkeypatch.setattr(probe, "PORT", port)
+    monkeypatch.setattr(probe, "PORT_25", ("127.0.0.1", port))
     yield made
     controller.stop()
 
@@ -125,6 +125,6 @@ def test_while_one_waits_no_other_is_sent(gateway, postfix, timed, capsys):
 
 
 def test_no_port_25(gateway, monkeypatch):
-    monkeypatch.setattr(probe, "PORT", 1)
+    monkeypatch.setattr(probe, "PORT_25", ("127.0.0.1", 1))
     seconds, lines = told(gateway)
     assert seconds is None and "Port 25 has not taken it: " in lines[0] and "refused" in lines[0]

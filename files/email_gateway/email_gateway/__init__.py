@@ -1,8 +1,8 @@
 """Deliver email into Zulip without losing any of it.
 
 One resident service takes a mail (from Postfix's pipe(8) transport, an IMAP inbox, the
-quarantine, Zulip's own file of failed mail), decides about its address, waits for room
-within Zulip's rate limits, hands it over, and writes the outcome into its journal.
+quarantine, Zulip's own file of failed mail), decides about its address, waits for Zulip's
+rate limit, hands it over, and writes the outcome into its journal.
 It needs Python 3.10 or later and the standard library only; polling needs
 python3-imap-tools besides.
 
@@ -35,13 +35,14 @@ failures            mail that failed inside Zulip after it was accepted
 revival             Zulip 11's mail server that has lost its database
 polling             takes mail out of an inbox; imap_session, oauth: its session and tokens;
                     recipient_field: to whom such a mail was sent; inbox_notes: what
-                    outlives a restart; watchdog: systemd ends what hangs
+                    outlives a restart; inbox_probe: whether mail comes in there; watchdog: systemd ends what hangs
 config              gateway.conf and the credential file
 migration           what earlier versions have left
 files, deadline     files that are complete or not there, and those of others; how long something may take
                     as a whole
 terminal            what strangers have written, shown on a terminal
-status, doctor      what the operator is told; what is wrong on this host
+status, doctor      what the operator is told (metrics, alerts: the same for Prometheus and in Zulip; probe: a mail of
+                    our own, own_mail); what is wrong on this host (postfix_checks, certificate; finding, postfix)
 cli                 the command line
 """
 

@@ -6,15 +6,14 @@ metrics. What cannot be posted is tried less and less, and each cause is told of
 
 from __future__ import annotations
 
-import email.utils
 import time
 from collections.abc import Callable, Iterator, Mapping
-from email.message import EmailMessage
 from typing import NamedTuple
 
 from . import certificate
 from .gateway import Envelope, Gateway
 from .message import Message, stored
+from .own_mail import own_mail
 from .verdict import Delivered, Verdict
 
 # Each cause so often a day at most (seconds).
@@ -23,8 +22,8 @@ MOST, DAY = 2, 86400.0
 WAITS = 3600.0
 # Refusals within two hours: more than these, and than so many times the usual number.
 FEW, USUAL = 20, 4
-# Others wait for this one to end: seconds for room within Zulip's limits.
-_ROOM = 5.0
+# Others wait for this one to end: seconds for Zulip's rate limit.
+_MAX_WAIT = 5.0
 
 
 class Cause(NamedTuple):
@@ -108,16 +107,10 @@ class Alerts:
             yield Cause("certificate", f"{what}: zulip-email-gateway doctor", "The certificate was renewed")
 
     def _post(self, text: str) -> Verdict:
-        domain = self._gateway.config.pattern.domain
-        mail = EmailMessage()
-        mail["From"] = f"Zulip email gateway <postmaster@{domain}>"
-        mail["To"] = self._gateway.config.addresses.alerts
-        mail["Subject"] = "Email gateway"
-        mail["Date"] = email.utils.formatdate(self._now)
-        mail["Message-ID"] = email.utils.make_msgid(domain=domain)
-        mail.set_content(text, cte="7bit")
+        recipient = self._gateway.config.addresses.alerts
+        mail = own_mail(self._gateway.config.pattern.domain, recipient, "Email gateway", text)
         with stored(self._gateway.spool) as file:
             file.write(mail.as_bytes())
             file.flush()
-            envelope = Envelope(self._gateway.config.addresses.alerts)
-            return self._gateway.deliver(envelope, Message(file), max_wait=_ROOM, keep_refused=False)
+            envelope = Envelope(recipient)
+            return self._gateway.deliver(envelope, Message(file), max_wait=_MAX_WAIT, keep_refused=False)

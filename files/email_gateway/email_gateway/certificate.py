@@ -8,8 +8,8 @@ import ssl
 from typing import NamedTuple
 
 from .finding import run
+from .postfix import PORT_25
 
-HOST, PORT = "127.0.0.1", 25
 # It is renewed well before this time (seconds).
 SOON = 7 * 86400
 # What openssl(1) is asked, it answers within so many seconds, or the answer is not known.
@@ -39,7 +39,7 @@ def shown() -> str:
     """What a sender is shown after STARTTLS (PEM). Raises OSError and smtplib.SMTPException."""
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    with smtplib.SMTP(HOST, PORT, "doctor.invalid", timeout=10) as server:
+    with smtplib.SMTP(*PORT_25, "doctor.invalid", timeout=10) as server:
         server.starttls(context=context)
         assert isinstance(server.sock, ssl.SSLSocket)
         return ssl.DER_cert_to_PEM_cert(server.sock.getpeercert(binary_form=True) or b"")

@@ -209,7 +209,10 @@ def _address_asked_for() -> str:
     """On standard input: arguments are seen by every user of the host, and whoever has an address may post."""
     if sys.stdin.isatty():
         print("The address: ", end="", file=sys.stderr, flush=True)
-    return sys.stdin.readline().strip()
+    address = sys.stdin.readline().strip()
+    if not address:
+        sys.exit("No address came on standard input. Write one line with it: a channel's address, or an alias.")
+    return address
 
 
 def _inbox(settings: config.Config) -> config.Imap:

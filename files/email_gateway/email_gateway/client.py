@@ -21,7 +21,7 @@ class Client:
     def deliver(self, file: BinaryIO, max_wait: float, **fields: str) -> Verdict:
         """Deliver the mail in an open file; fields as service.py knows them.
 
-        max_wait: seconds to wait for room within Zulip's limits.
+        max_wait: seconds to wait for Zulip's rate limit.
         """
         file.flush()
         request = ["deliver", f"max-wait={max_wait:g}", *(f"{name}={value}" for name, value in fields.items())]

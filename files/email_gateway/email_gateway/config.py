@@ -91,7 +91,7 @@ class Config(NamedTuple):
 
     @property
     def hand_over(self) -> int:
-        """Seconds that a delivery may take, once there is room for it."""
+        """Seconds that a delivery may take, once the rate limit admits it."""
         return int(2 * self.timeout) + 25
 
     @property
@@ -201,10 +201,10 @@ def _url(text: str) -> str:
 
 def _windows(text: str, hosts: int) -> tuple[Window, ...]:
     """Parse ``50/60 120/300 600/3600``: mails / seconds, for all `hosts` together."""
-    found = re.findall(r"(\S+)/(\S+)", text)
-    if not found or len(found) != len(text.split()):
+    found = [re.fullmatch("([1-9][0-9]*)/([1-9][0-9]*)", part) for part in text.split()]
+    if not found or None in found:
         raise ValueError(f"windows = {text!r}; write it as '50/60 120/300 600/3600' (mails/seconds)")
-    windows = tuple(Window(int(_positive(limit)), _positive(seconds)) for limit, seconds in found)
+    windows = tuple(Window(int(one[1]), float(one[2])) for one in found if one)
     if min(limit // hosts for limit, _ in windows) < 1:
         raise ValueError(f"windows = {text!r} leave one of {hosts} hosts no mail in a window")
     return windows

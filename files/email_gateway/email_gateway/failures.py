@@ -38,8 +38,8 @@ _BEGIN = re.compile(rb"[A-Z][a-z]{2} [A-Z][a-z]{2} [ \d]\d [\d:]{8} \d{4}\t(?=\[
 _RECIPIENT = re.compile(rb'"rcpt_to": *"([^"\\]*)"')
 # Decoded at a time: a multiple of four (bytes).
 _PIECE = 2**18
-# Others wait for this one to end: seconds for room within Zulip's limits.
-_ROOM = 5.0
+# Others wait for this one to end: seconds for Zulip's rate limit.
+_MAX_WAIT = 5.0
 # So many bytes of the file, and what completes a line, are copied at a time. A line is not longer than
 # _LONGEST: base64 of the largest mail that Zulip takes.
 _AT_A_TIME, _LONGEST = 2**25, 2**26
@@ -165,7 +165,7 @@ class Failures:
             return self._give_up(mail, message, "Zulip failed to post it, and wrote down only its beginning")
         if self._journal.was_handed_over_again(mark):
             return self._give_up(mail, message, "Zulip failed twice to post it")
-        verdict = self._gateway.deliver(envelope, message, max_wait=_ROOM, keep_refused=False)
+        verdict = self._gateway.deliver(envelope, message, max_wait=_MAX_WAIT, keep_refused=False)
         if isinstance(verdict, Refused) or (isinstance(verdict, Deferred) and verdict.cause == OTHER_PATTERN):
             return self._give_up(mail, message, f"Zulip failed to post it, and now: {verdict.reason}")
         if isinstance(verdict, Deferred):

@@ -12,20 +12,20 @@ from typing import BinaryIO
 
 
 class Draft:
-    """The next content of the file `path`: takes its room on the disk first.
+    """The next content of the file `path`: takes its space on the disk first.
 
-    Where something comes only once (a rotated token), there must be room for it before
+    Where something comes only once (a rotated token), there must be space for it before
     it is asked for. Everything raises OSError.
     """
 
-    def __init__(self, path: Path, room: int = 0, suffix: str = ".new") -> None:
+    def __init__(self, path: Path, size: int = 0, suffix: str = ".new") -> None:
         self._path = path
         self._draft = path.with_name(path.name + suffix)
         descriptor = os.open(self._draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         self._file = open(descriptor, "wb")  # noqa: SIM115 - closed by the next method
         try:
-            if room:
-                os.posix_fallocate(self._file.fileno(), 0, room)
+            if size:
+                os.posix_fallocate(self._file.fileno(), 0, size)
         except OSError:
             self.discard()
             raise

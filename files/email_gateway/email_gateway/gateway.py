@@ -1,4 +1,4 @@
-"""The way of one mail: address, room, hand-over, verdict.
+"""The way of one mail: address, rate limit, hand-over, verdict.
 
 Whoever brings a mail (Postfix, the inbox, an operator, Zulip's file of failed mail), it
 goes through `Gateway.deliver`; there is no other way into Zulip. The same mail, brought
@@ -56,10 +56,10 @@ OTHER_PATTERN = "other pattern"
 # The cause of a mail of which an inbox has several copies.
 COPY = "copy"
 SPOOL = "spool"
-# A mail that Zulip fails with is given up after so many times: each takes room for another.
+# A mail that Zulip fails with is given up after so many times: each takes another's place in the rate limit.
 _TRIES = 3
 # A mail waits for its turn so long (seconds), while Zulip's worker is busy with another one or
-# stopped, also where it had to wait for room; a question so long, then the mail is accepted without it.
+# stopped, also where it had to wait for the rate limit; a question so long, then the mail is accepted without it.
 _TURN, _LEAST_TURN, _TURN_TO_ASK = 120.0, 15.0, 0.5
 _NO_WARNING = Refused(
     "5.7.1", "sender check", "its sender may be forged, and it is made in a way that no warning can be put into it"
@@ -127,7 +127,7 @@ class Gateway:
     ) -> Verdict:
         """Deliver one mail. Nothing but a Refused may end its life elsewhere.
 
-        max_wait: seconds to wait for room within Zulip's limits, if not as configured.
+        max_wait: seconds to wait for Zulip's rate limit, if not as configured.
         keep_refused: put a copy of a refused mail into the quarantine.
         """
         try:
@@ -278,7 +278,7 @@ class Gateway:
             return text  # an operator has looked at it, or Zulip had it before
 
     def _to(self, address: Address, mail: Mail, message: Message, end: float) -> Attempt:
-        """Hand a mail over, once there is room for it."""
+        """Hand a mail over, once the rate limit admits it."""
         try:
             self.backend()
             seconds = end - time.monotonic()

@@ -72,7 +72,7 @@ class ImapSession:
             # Which folder it is: UIDVALIDITY alone is the same in many inboxes.
             self.identity = f"{imap.login} {imap.server} {imap.folder} {self._open(imap.folder)}"
             self._capabilities = self._offered()
-            _, answer = self._box.client.capability()  # what it can do often differs after the log in
+            _, answer = self._box.client.capability()  # what it can do often differs after the login
             self._capabilities |= set((answer[0] or b"").decode("ascii", "replace").upper().split())
             self._failed_folder = _quoted(self._prefix() + FAILED_FOLDER.encode())
         except BaseException as error:
@@ -211,11 +211,11 @@ class ImapSession:
         except UnicodeError as error:
             what = "has characters that are not ASCII, which LOGIN cannot send"
             reason = f"the login {login} or its password {what}, and {self._where} does not offer AUTH=PLAIN"
-            raise Trouble("4.7.8", "IMAP log in", reason) from error
+            raise Trouble("4.7.8", "IMAP login", reason) from error
         except (imaplib.IMAP4.error, ImapToolsError) as error:
             what = "the password (email_gateway_password)" if tokens is None else "the OAuth 2 token"
             reason = f"{self._where} refuses {what} of {login}: {_why(error)}"
-            raise Trouble("4.7.8", "IMAP log in", reason) from error
+            raise Trouble("4.7.8", "IMAP login", reason) from error
 
     def _log_in_with_password(self, login: str, password: str) -> None:
         """By SASL where that is offered (RFC 4616): it takes any character, and LOGIN may be disabled."""
@@ -226,7 +226,7 @@ class ImapSession:
         elif "LOGINDISABLED" in offered:
             ways = ", ".join(sorted(name for name in offered if name.startswith("AUTH="))) or "nothing"
             reason = f"{self._where} takes no password: it has disabled LOGIN and offers {ways}"
-            raise Trouble("4.7.8", "IMAP log in", f"{reason}; see OAuth 2 in docs/polling.md")
+            raise Trouble("4.7.8", "IMAP login", f"{reason}; see OAuth 2 in docs/polling.md")
         else:
             self._box.login(login, password, initial_folder=None)
 

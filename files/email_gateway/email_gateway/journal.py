@@ -39,7 +39,7 @@ REJECTED = "rejected"
 UNDELIVERABLE = "undeliverable@gateway.invalid"
 # Single mails are forgotten this long (seconds) after they were last heard of. Postfix's
 # queue has no mail any longer by then (maximal_queue_lifetime).
-KEPT = 14 * 86400
+RETENTION = 14 * 86400
 # Zulip writes a mail that it failed with into its file at once (seconds, with much to spare).
 _EXPECTED = 3600
 # Postfix brings a mail for so long (seconds; maximal_queue_lifetime).
@@ -209,7 +209,7 @@ def address_of(token: str) -> bytes:
     return key_of("address", token)
 
 
-def room(size: int) -> int:
+def disk_space(size: int) -> int:
     """What a copy takes on the disk, for a message of so many bytes: blocks, envelope, and its row here."""
     block, envelope, row = 4096, 512, 512
     return (size + envelope + block - 1) // block * block + row
@@ -298,7 +298,7 @@ class Journal:
 
     def _remember(self, key: bytes, changed: float) -> None:
         """What is asked for is not forgotten (tidy)."""
-        if changed < time.time() - KEPT / 2:
+        if changed < time.time() - RETENTION / 2:
             with self.change() as database:
                 database.execute("UPDATE mail SET changed = ? WHERE key = ?", (time.time(), key))
 
@@ -693,13 +693,13 @@ class Journal:
     def copied_bytes(self) -> int:
         """What all copies of refused mail take on the disk (bytes)."""
         with self._look() as database:
-            query = "SELECT total(room(size)) FROM mail WHERE copy IS NOT NULL AND lost = 0"
+            query = "SELECT total(disk_space(size)) FROM mail WHERE copy IS NOT NULL AND lost = 0"
             return int(database.execute(query).fetchone()[0])
 
     def lost_bytes(self) -> int:
         """What all copies of mail that Zulip has lost take on the disk (bytes)."""
         with self._look() as database:
-            query = "SELECT total(room(size)) FROM mail WHERE copy IS NOT NULL AND lost = 1 AND state != ?"
+            query = "SELECT total(disk_space(size)) FROM mail WHERE copy IS NOT NULL AND lost = 1 AND state != ?"
             return int(database.execute(query, (WAITING,)).fetchone()[0])
 
     def lost_copies(self, most: int) -> list[Copy]:
@@ -742,7 +742,7 @@ class Journal:
         with self.change() as database:
             oldest = "SELECT id FROM mail WHERE copy IS NULL AND {} ORDER BY changed LIMIT ?"
             remove = f"DELETE FROM mail WHERE id IN ({oldest})"
-            database.execute(remove.format("changed < ?"), (now - KEPT, _AT_ONCE))
+            database.execute(remove.format("changed < ?"), (now - RETENTION, _AT_ONCE))
             number = database.execute("SELECT count(*) FROM mail WHERE copy IS NULL").fetchone()[0]
             # What waits has to be known, and so has what may be brought once more.
             done = "state IN ('delivered', 'refused') AND changed < ?"
@@ -757,7 +757,7 @@ class Journal:
                 before = max(int((now - _COUNTED) // 3600), too_many[0] + 1 if too_many else 0)
                 _sum_up(database, table, what, sums.split(", "), before)
             database.execute("DELETE FROM known WHERE changed < ?", (now - _COUNTED,))
-            database.execute("DELETE FROM queued WHERE at < ?", (now - KEPT,))
+            database.execute("DELETE FROM queued WHERE at < ?", (now - RETENTION,))
             database.execute("DELETE FROM failure WHERE at < ?", (now - _EXPECTED,))
 
     def forget_units(self, before: float) -> None:
@@ -795,7 +795,7 @@ class Journal:
             for suffix in ("-wal", "-shm"):  # of a file that was removed: they would not fit
                 Path(f"{self._path}{suffix}").unlink(missing_ok=True)
         database = sqlite3.connect(self._path, timeout=10, isolation_level=None, check_same_thread=False)
-        database.create_function("room", 1, room, deterministic=True)
+        database.create_function("disk_space", 1, disk_space, deterministic=True)
         try:
             database.execute("PRAGMA journal_mode = WAL")
             version = database.execute("PRAGMA user_version").fetchone()[0]

@@ -17,8 +17,8 @@ from .journal import REPLIES, Copy, Flight, Journal
 from .verdict import NO_TEXT, RATE_LIMITED, Deferred, Delivered, Verdict
 from .worker_log import POSTED, REPLY_POSTED
 
-# Others wait for this one to end: seconds for room within Zulip's limits.
-_ROOM = 5.0
+# Others wait for this one to end: seconds for Zulip's rate limit.
+_MAX_WAIT = 5.0
 
 
 def take_up(gateway: Gateway) -> tuple[list[str], Deferred | None]:
@@ -28,19 +28,20 @@ def take_up(gateway: Gateway) -> tuple[list[str], Deferred | None]:
     """
     told: list[str] = []
     waits: Deferred | None = None
-    without_room = set[bytes]()
+    limited = set[bytes]()
     for flight in gateway.outcomes.late():
         copy = gateway.journal.copy(flight.copy or "")
         verdict = outcome.verdict_of(flight)
         recipient = _again_to(gateway, flight, copy, verdict) if copy is not None else ""
         if copy is not None and recipient:
-            # Where one finds no room, no other of the channel does; other trouble is everybody's.
-            if flight.address in without_room or (waits is not None and waits.cause != RATE_LIMITED):
+            # The rate limit has a place for others of the channel no more than for one; other trouble is
+            # everybody's.
+            if flight.address in limited or (waits is not None and waits.cause != RATE_LIMITED):
                 continue
             verdict = _again(gateway, flight, copy, recipient)
             if isinstance(verdict, Deferred):
                 waits = verdict
-                without_room.add(flight.address)
+                limited.add(flight.address)
                 continue
         _close(gateway, flight, verdict)
         if copy is not None:
@@ -66,7 +67,7 @@ def _again_to(gateway: Gateway, flight: Flight, copy: Copy, verdict: Verdict) ->
 def _again(gateway: Gateway, flight: Flight, copy: Copy, recipient: str) -> Verdict:
     envelope = Envelope(recipient, copy.sender, copy.queue_id, "zulip", ("late", copy.id, str(flight.id)))
     message = gateway.quarantine.message(copy.id, gateway.spool)
-    return gateway.deliver(envelope, message, max_wait=_ROOM, keep_refused=False)
+    return gateway.deliver(envelope, message, max_wait=_MAX_WAIT, keep_refused=False)
 
 
 def _close(gateway: Gateway, flight: Flight, verdict: Verdict) -> None:

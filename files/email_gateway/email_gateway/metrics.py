@@ -43,8 +43,8 @@ UNDER_WAY = Metric("under_way_mails", "gauge", "Mails that Zulip has accepted an
 QUEUE = Metric("queue_mails", "gauge", "Mails in Postfix's queue")
 OLDEST = Metric("queue_oldest_seconds", "gauge", "How long the oldest of them has waited")
 QUEUED = Metric("queued_mails", "gauge", "Mails in Postfix's queue, by channel")
-ROOM = Metric("window_room_mails", "gauge", "Mails for which Zulip's rate limit has room, by the window's seconds")
-HOLD = Metric("hold_seconds", "gauge", "How long channel mail waits because Zulip has no room, or does not answer")
+FREE = Metric("window_free_mails", "gauge", "Mails that Zulip's rate limit still admits, by the window's seconds")
+BACKOFF = Metric("backoff_seconds", "gauge", "How long channel mail waits for Zulip, which is over its limit or silent")
 LOG = Metric("worker_log_readable", "gauge", "1 if Zulip's log tells what became of mail")
 DAMAGED = Metric("damaged_journals", "gauge", "Journals that were damaged and moved aside")
 RESTARTS = Metric("zulip_server_restarts_total", "counter", "How often Zulip's own mail server had to be restarted")
@@ -84,11 +84,11 @@ def _lines(facts: Mapping[str, Any]) -> Iterator[str]:
         yield from _metric(QUEUE, _one(facts["queue"]["mails"]))
         yield from _metric(OLDEST, _one(facts["queue"]["oldest"]))
     yield from _metric(QUEUED, _by("channel", facts["queued"]))
-    rooms = [
+    free = [
         ({"seconds": f"{window['seconds']:g}"}, max(0, window["limit"] - window["used"])) for window in facts["windows"]
     ]
-    yield from _metric(ROOM, rooms)
-    yield from _metric(HOLD, _one(facts["hold"]))
+    yield from _metric(FREE, free)
+    yield from _metric(BACKOFF, _one(facts["backoff"]))
     yield from _metric(LOG, _one(int(facts["worker_log"] is not None)))
     yield from _metric(DAMAGED, _one(len(facts["damaged"])))
     yield from _metric(RESTARTS, _one(facts["server_restarts"]))

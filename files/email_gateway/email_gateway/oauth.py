@@ -24,7 +24,7 @@ from .verdict import Trouble, one_line
 _EARLY = 300.0
 _DEVICE_CODE = "urn:ietf:params:oauth:grant-type:device_code"
 # What a refresh token takes at most (bytes).
-_ROOM = 2**16
+_TOKEN_SIZE = 2**16
 
 
 class Tokens:
@@ -62,7 +62,7 @@ class Tokens:
         if not self._refresh_token():
             return None
         try:
-            return Draft(self._store, _ROOM)
+            return Draft(self._store, _TOKEN_SIZE)
         except OSError as error:
             raise self._unwritable(error) from error
 
@@ -115,7 +115,7 @@ class Tokens:
         """Have somebody consent in a browser, and store the refresh token; raises Trouble. say: tells them how."""
         try:
             # Its own: the poller may be trying a token that is worthless meanwhile.
-            draft = Draft(self._store, _ROOM, ".consent")
+            draft = Draft(self._store, _TOKEN_SIZE, ".consent")
         except OSError as error:
             raise self._unwritable(error) from error
         try:

@@ -25,7 +25,7 @@ from threading import Condition
 
 from . import worker_log
 from .addresses import Address
-from .journal import KEPT, Flight, Journal, Mail, Ticket, address_of
+from .journal import RETENTION, Flight, Journal, Mail, Ticket, address_of
 from .verdict import (
     DROPPED,
     NO_TEXT,
@@ -267,7 +267,7 @@ class Outcomes:
         with self._changed:
             self.look()
             self._write()
-            old, doubted = time.time() - KEPT, time.time() - _DOUBTED
+            old, doubted = time.time() - RETENTION, time.time() - _DOUBTED
             for flight in [
                 one
                 for one in self._flights

@@ -7,13 +7,13 @@ holds a unit of each window until the worker's log says when it was consumed (ou
 and from then on as consumed at that moment. What others have sent counts as well. Where the
 log cannot be read a mail counts from the hand-over on, and the windows are stretched.
 
-What room there is, is shared by the rule of dynamic thresholds (Choudhury and Hahne, IEEE/ACM
+The places that are free are shared by the rule of dynamic thresholds (Choudhury and Hahne, IEEE/ACM
 Transactions on Networking 6(2), 1998): a channel gets a place in a window while it has fewer
 than `share` times as many as are free. One alone can take share / (share + 1) of a window, and
 of 50 places some stay free for others as long as fewer than a dozen channels are flooded.
 
 Zulip 11 and later count in their SMTP server, when the mail is handed over. Should Zulip
-say that its limit is used up, though there is room here, the next try waits, longer each time.
+say that its limit is used up, though by our own account it is not, the next try waits, longer each time.
 
 A hand-over that got no answer may or may not have reached Zulip, which may take it up
 much later. It counts like the others, and no other mail goes for a while, longer each
@@ -43,15 +43,15 @@ from .verdict import NO_ANSWER, RATE_LIMITED, STOPPING, Deferred, Delivered, Tro
 POLL = 0.25
 
 # After Zulip's own "rate-limited", or no answer, wait this long, and twice as long each time (seconds).
-FIRST_HOLD, LONGEST_HOLD = 5.0, 60.0
+FIRST_BACKOFF, LONGEST_BACKOFF = 5.0, 60.0
 
-# So many channels may wait for room at a time, each with its first mail, behind which the others
+# So many channels may wait for the rate limit at a time, each with its first mail, behind which the others
 # wait in Postfix's queue; further ones go back into it at once. Whoever waits less than a moment
 # (seconds) does not count. Each has a process of ours that waits.
-_WAITING_ROOM, _MOMENT = 8, 2.0
+_MOST_WAITING, _MOMENT = 8, 2.0
 
 # {"cause": one of verdict.py, "seconds": how long, "until": Unix seconds}
-Hold = dict[str, Any]
+Backoff = dict[str, Any]
 
 
 def settle(units: Sequence[Unit], now: float) -> None:
@@ -86,12 +86,12 @@ def seconds_to_wait(
     return longest
 
 
-def seconds_on_hold(hold: Hold | None, now: float) -> float:
-    """Seconds for which what Zulip said last, or did not say, still holds mail back."""
-    if hold is None:
+def backoff_left(backoff: Backoff | None, now: float) -> float:
+    """Seconds for which what Zulip said last, or did not say, still keeps mail waiting."""
+    if backoff is None:
         return 0.0
-    left: float = hold["until"] - now
-    return left if 0 < left <= hold["seconds"] else 0.0  # more: the clock was set back
+    left: float = backoff["until"] - now
+    return left if 0 < left <= backoff["seconds"] else 0.0  # more: the clock was set back
 
 
 def windows_of(config: Config) -> tuple[Window, ...]:
@@ -119,7 +119,7 @@ class Pace:
         self._longest = max(seconds for _, seconds in config.windows) + config.slack
 
     def acquire(self, address: bytes, max_wait: float, is_stopping: Callable[[], bool] = lambda: False) -> Ticket:
-        """Wait for room, and take a unit for mail to this address.
+        """Wait for the rate limit, and take a unit for mail to this address.
 
         max_wait: seconds. Raises Trouble when the wait would exceed them, when too many wait, when
         the journal cannot be written, or when `is_stopping` says that the service is to end.
@@ -131,26 +131,26 @@ class Pace:
                 with self._journal.change() as database:
                     now = self._clock()
                     units = self._refresh(database, now)
-                    hold = self._journal.note("hold")
+                    backoff = self._journal.note("backoff")
                     wait = seconds_to_wait(units, windows_of(self._config), now, address, self._config.share)
-                    on_hold = seconds_on_hold(hold, now)
-                    if max(wait, on_hold) <= 0:
+                    backing_off = backoff_left(backoff, now)
+                    if max(wait, backing_off) <= 0:
                         return self._journal.open_unit(database, now, address)
                 if is_stopping():
                     raise Trouble("4.3.2", STOPPING, "the gateway is being stopped or restarted")
-                if now + max(wait, on_hold) > give_up:
-                    raise _too_long(wait, on_hold, hold)
-                if not has_place and max(wait, on_hold) > _MOMENT:
+                if now + max(wait, backing_off) > give_up:
+                    raise _too_long(wait, backing_off, backoff)
+                if not has_place and max(wait, backing_off) > _MOMENT:
                     has_place = place.enter_context(self._place_to_wait(address))
                     if not has_place:
-                        raise _too_long(wait, on_hold, hold)
-                self._sleep(min(max(wait, on_hold), 1.0))
+                        raise _too_long(wait, backing_off, backoff)
+                self._sleep(min(max(wait, backing_off), 1.0))
 
     @contextmanager
     def _place_to_wait(self, address: bytes) -> Iterator[bool]:
         """False if all are taken, or one by the same channel."""
         with self._lock:
-            is_free = address not in self._waiting and len(self._waiting) < _WAITING_ROOM
+            is_free = address not in self._waiting and len(self._waiting) < _MOST_WAITING
             if is_free:
                 self._waiting.add(address)
         try:
@@ -174,23 +174,25 @@ class Pace:
             self._journal.save_units(database, [Unit(ticket.unit, now, None if in_doubt else now, in_doubt)])
         elif ticket is not None and not is_told and self._journal.has_issued(ticket):
             self._journal.remove_unit(database, ticket.unit)
-        hold: Hold | None = self._journal.note("hold")
+        backoff: Backoff | None = self._journal.note("backoff")
         if isinstance(verdict, Deferred):
             cause = NO_ANSWER if in_doubt else verdict.cause
             if ticket is not None and cause in (NO_ANSWER, RATE_LIMITED):
-                seconds = min(2 * hold["seconds"], LONGEST_HOLD) if hold else FIRST_HOLD
-                self._journal.write_note(database, "hold", {"cause": cause, "seconds": seconds, "until": now + seconds})
+                seconds = min(2 * backoff["seconds"], LONGEST_BACKOFF) if backoff else FIRST_BACKOFF
+                self._journal.write_note(
+                    database, "backoff", {"cause": cause, "seconds": seconds, "until": now + seconds}
+                )
             if in_doubt:
                 self._bound_doubts(database)
-        elif hold is not None and hold["cause"] == NO_ANSWER:
+        elif backoff is not None and backoff["cause"] == NO_ANSWER:
             # Zulip answers again, and may take up only now what it was given meanwhile.
             doubtful = self._doubtful()
             for unit in doubtful:
                 unit.consumed, unit.doubt = now, False
             self._journal.save_units(database, doubtful)
-            self._journal.write_note(database, "hold", None)
-        elif hold is not None and ticket is not None and isinstance(verdict, Delivered):
-            self._journal.write_note(database, "hold", None)
+            self._journal.write_note(database, "backoff", None)
+        elif backoff is not None and ticket is not None and isinstance(verdict, Delivered):
+            self._journal.write_note(database, "backoff", None)
 
     def _doubtful(self) -> list[Unit]:
         return [unit for unit in self._journal.units(self._clock()) if unit.doubt and unit.consumed is None]
@@ -247,11 +249,11 @@ class Pace:
         self._journal.write_note(database, "consumption unknown", None)
 
 
-def _too_long(wait: float, on_hold: float, hold: Hold | None) -> Trouble:
-    if hold is not None and on_hold > wait and hold["cause"] == NO_ANSWER:
+def _too_long(wait: float, backing_off: float, backoff: Backoff | None) -> Trouble:
+    if backoff is not None and backing_off > wait and backoff["cause"] == NO_ANSWER:
         reason = "Zulip did not answer when it was given the last mail"
-        return Trouble("4.3.2", NO_ANSWER, f"{reason}; the next try is in {on_hold:.0f} s")
-    reason = f"Zulip's rate limit is used up; the next mail may go in {max(wait, on_hold):.0f} s"
+        return Trouble("4.3.2", NO_ANSWER, f"{reason}; the next try is in {backing_off:.0f} s")
+    reason = f"Zulip's rate limit is used up; the next mail may go in {max(wait, backing_off):.0f} s"
     return Trouble("4.7.28", RATE_LIMITED, reason)
 
 

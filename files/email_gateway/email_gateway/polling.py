@@ -37,9 +37,9 @@ WAITS = (2.0, 8.0, 32.0, 128.0, 540.0)
 # Wait this long before trying again what Zulip could not take, and before connecting
 # again; the last one over and over.
 RETRIES = (2.0, 5.0, 10.0, 20.0, 40.0, 60.0)
-# Wait this long for room within Zulip's limits before looking for replies behind, and
-# as long for new mail before asking for room again.
-MAX_WAIT, ROOM_RETRY = 1.0, 4.0
+# Wait this long for Zulip's rate limit before looking for replies behind, and
+# as long for new mail before asking again.
+MAX_WAIT, LIMIT_RETRY = 1.0, 4.0
 # So many mails in a row that Zulip could not take: it is not the mails.
 ENOUGH = 3
 # A mail that Zulip cannot take is tried again after half the time since the first try, within
@@ -59,13 +59,13 @@ MANY, SAMPLE, FEW = 50, 200, 0.1
 READ_WITHIN = 30.0
 
 
-# Causes for which not this one mail waits, but all of its channel (for room), or of all channels.
-_NO_ROOM = (RATE_LIMITED, "worker")
+# Causes for which not this one mail waits, but all of its channel (for the rate limit), or of all channels.
+_OF_CHANNEL = (RATE_LIMITED, "worker")
 
 
 class Round(NamedTuple):
     """What came of one round: how many mails for Zulip have left the inbox, how many stay, and
-    whether that is for want of room within Zulip's limits."""
+    whether that is because of Zulip's rate limit."""
 
     taken: int
     left: int
@@ -229,19 +229,19 @@ class Inbox:
                 with self._alone(uid):
                     mailbox.remove(uid)
         self._stuck.clear()
-        quiet = deferred = 0
+        idle = deferred = 0
         while True:
             seen = self.take_all(mailbox)
             self._failures = 0
             self._tell_polled()
             if seen.no_room:
-                pause = ROOM_RETRY
+                pause = LIMIT_RETRY
             elif seen.left:
                 pause = RETRIES[min(deferred, len(RETRIES) - 1)]
                 deferred = 0 if seen.taken else deferred + 1
             else:
-                quiet, deferred = (0 if seen.taken else quiet + 1), 0
-                pause = WAITS[min(quiet, len(WAITS) - 1)]
+                idle, deferred = (0 if seen.taken else idle + 1), 0
+                pause = WAITS[min(idle, len(WAITS) - 1)]
             # The server has told of these already, in the answer to another command.
             if not set(mailbox.uids(self._notes.passed)) - self._seen - self._others:
                 self._step(pause)
@@ -282,7 +282,7 @@ class Inbox:
                 taken, in_a_row = taken + 1, 0
                 self._is_up()
                 queue[:0] = self._new_replies(mailbox)
-            elif waits.verdict.cause in _NO_ROOM:
+            elif waits.verdict.cause in _OF_CHANNEL:
                 waiting.add(waits.token if waits.verdict.cause == RATE_LIMITED else "")
                 in_a_row = 0
             else:
@@ -316,7 +316,7 @@ class Inbox:
             self._reminded = now
         # Those that Zulip or the server had trouble with come last, in the order in which
         # they were tried: it may be they.
-        trouble = [uid for uid, cause in self._waiting_for.items() if cause not in _NO_ROOM]
+        trouble = [uid for uid, cause in self._waiting_for.items() if cause not in _OF_CHANNEL]
         last = set(trouble) | self._others
         return [uid for uid in uids if uid not in last] + trouble
 
@@ -483,7 +483,7 @@ class Inbox:
         """Note that a mail waits, and say why if that is new; give it up in the end."""
         if self._tried(uid, verdict.cause) != verdict.cause:
             _say(f"UID {uid} waits: {verdict.reason}")
-        if verdict.cause in _NO_ROOM:
+        if verdict.cause in _OF_CHANNEL:
             return
         self._try_later(uid)
         if self._is_given_up(uid):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 MAIN_CF = Path("/etc/postfix/main.cf")
+# Where mail comes in, from this host.
+PORT_25 = "127.0.0.1", 25
 
 
 def main_cf() -> str:

@@ -43,7 +43,7 @@ def _port_25(config: Config) -> Iterator[Finding]:
     """A dialogue up to RCPT, as a sender would have it; no mail."""
     domain = config.pattern.domain
     try:
-        with socket.create_connection(("127.0.0.1", 25), 10) as connection, connection.makefile("rwb") as lines:
+        with socket.create_connection(postfix.PORT_25, 10) as connection, connection.makefile("rwb") as lines:
             banner = lines.readline().decode("ascii", "replace").strip()
             recipient = config.pattern.address("0" * 32)
             for command in ("EHLO doctor.invalid", "MAIL FROM:<>", f"RCPT TO:<{recipient}>"):
@@ -133,7 +133,7 @@ def _postmaster(config: Config) -> Iterator[Finding]:
     """Whether mail to postmaster is taken, and whether there is room for it (RFC 5321, 4.5.1)."""
     postmaster = f"postmaster@{config.pattern.domain}"
     try:
-        with smtplib.SMTP("127.0.0.1", 25, "doctor.invalid", timeout=10) as server:
+        with smtplib.SMTP(*postfix.PORT_25, "doctor.invalid", timeout=10) as server:
             server.ehlo()
             server.mail("")
             code, answer = server.rcpt(postmaster)

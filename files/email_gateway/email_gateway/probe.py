@@ -5,19 +5,18 @@ It goes the way that all mail goes, so it takes a place in Zulip's rate limit, a
 
 from __future__ import annotations
 
-import email.utils
 import re
 import smtplib
 import time
 from collections.abc import Callable
-from email.message import EmailMessage
 from typing import NamedTuple
 
 from .config import Config
 from .journal import Journal
+from .own_mail import own_mail
+from .postfix import PORT_25
 from .verdict import ACCEPTED, POSTED, WAITING
 
-HOST, PORT = "127.0.0.1", 25
 # Wait so long for it to be posted (seconds), and look so often.
 PATIENCE, PAUSE = 120.0, 0.1
 # One that was not posted is followed again, and no other sent, for so long (seconds; maximal_queue_lifetime).
@@ -81,14 +80,9 @@ def _passed(sent: Sent) -> str:
 def _sent(config: Config, recipient: str) -> str:
     """The queue ID; raises OSError and SMTPException."""
     domain = config.pattern.domain
-    mail = EmailMessage()
-    mail["From"] = f"Zulip email gateway <postmaster@{domain}>"
-    mail["To"] = recipient
-    mail["Subject"] = "Email gateway: probe"
-    mail["Date"] = email.utils.formatdate()
-    mail["Message-ID"] = email.utils.make_msgid(domain=domain)
-    mail.set_content("This mail was sent by the email gateway, to see whether mail is posted.")
-    with smtplib.SMTP(HOST, PORT, local_hostname=domain, timeout=60) as server:
+    words = "This mail was sent by the email gateway, to see whether mail is posted."
+    mail = own_mail(domain, recipient, "Email gateway: probe", words)
+    with smtplib.SMTP(*PORT_25, local_hostname=domain, timeout=60) as server:
         server.ehlo_or_helo_if_needed()
         for code, text in (server.mail(f"postmaster@{domain}"), server.rcpt(recipient)):
             if code != 250:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from . import files
 from .addresses import redact
-from .journal import Copy, Journal, Mail, room
+from .journal import Copy, Journal, Mail, disk_space
 from .message import Message, stored
 from .verdict import Trouble, one_line
 
@@ -110,7 +110,7 @@ class Quarantine:
 
     def grew(self, size: int) -> None:
         """Keep the copies within bounds after one more, of so many bytes; costs the same for any number."""
-        self._bytes = self._journal.copied_bytes() if self._bytes is None else self._bytes + room(size)
+        self._bytes = self._journal.copied_bytes() if self._bytes is None else self._bytes + disk_space(size)
         self._shrink()
 
     def tidy(self) -> None:
@@ -135,9 +135,9 @@ class Quarantine:
         for copy in oldest[:-1]:
             if size <= most:
                 break
-            told.append(f"removed for want of room: {described(copy)}")
+            told.append(f"removed for want of space: {described(copy)}")
             self.remove(copy.id)
-            size -= room(copy.size)
+            size -= disk_space(copy.size)
         if not alarmed or now - alarmed["last"] > _NOTICE:
             named = [described(copy) for copy in oldest[len(told) :][:NAMED]]
             told.insert(0, alarm(size, self._max_bytes, named))
@@ -154,7 +154,7 @@ class Quarantine:
             return
         for copy in self._journal.copies_refused_before(time.time(), _AT_A_TIME)[:-1]:
             self.remove(copy.id)
-            self._bytes = (self._bytes or 0) - room(copy.size)
+            self._bytes = (self._bytes or 0) - disk_space(copy.size)
             if self._bytes <= self._max_bytes:
                 break
 

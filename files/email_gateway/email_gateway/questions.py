@@ -114,7 +114,7 @@ class Questions:
         was_asked = True
         try:
             verdict = gateway.knows(address)
-        except Trouble as trouble:  # no room, no turn, or trouble of our own
+        except Trouble as trouble:  # the rate limit, no turn, or trouble of our own
             verdict, was_asked = trouble.verdict, False
         except Exception as error:  # our own bug
             verdict, was_asked = bug(error), False
@@ -131,7 +131,7 @@ class Questions:
                 self._clients.pop(client, None)
             else:
                 self._leave(key)
-                # Zulip's own want of room is the channel's alone.
+                # Zulip's own rate limit is the channel's alone.
                 if was_asked and verdict.cause != RATE_LIMITED:
                     self._silent = self._clock() + _SILENCE
             self._asking.discard(key)

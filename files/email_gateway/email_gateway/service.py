@@ -60,8 +60,8 @@ SUBMIT, POLICY = "zulip-email-gateway.socket", "zulip-email-gateway-policy.socke
 _LEFT_OVER = 600.0
 # The longest line that is told (characters).
 _LONGEST_LINE = 2000
-# An operator waits so long (seconds) for room within Zulip's limits.
-_ROOM = 30.0
+# An operator waits so long (seconds) for Zulip's rate limit.
+_MAX_WAIT = 30.0
 # Postfix sends the whole header of a refused mail back. One of more bytes is nobody's mail, and
 # stays in quarantine without a notice to its sender, who is forged as a rule.
 _MOST_RETURNED = 2**18
@@ -112,8 +112,8 @@ class Service:
         threading.stack_size(_STACK)
         signal.signal(signal.SIGTERM, lambda *_: self._stopping.set())
         wake, woken = socket.socketpair()
-        doors = {submit: self._serve_one, **({asked: self._serve_smtpd} if asked else {})}
-        for end in (wake, woken, *doors):
+        listeners = {submit: self._serve_one, **({asked: self._serve_smtpd} if asked else {})}
+        for end in (wake, woken, *listeners):
             end.setblocking(False)
         signal.set_wakeup_fd(woken.fileno())
         try:
@@ -123,7 +123,7 @@ class Service:
         self._begin(self._in_the_background)
         notify("READY=1")
         poll = select.poll()
-        for end in (wake, *doors):
+        for end in (wake, *listeners):
             poll.register(end, select.POLLIN)
         beat, shown = watchdog_seconds(), 0.0
         while not self._stopping.is_set():
@@ -131,11 +131,11 @@ class Service:
             if beat and time.monotonic() - shown >= beat / 2 and self._is_alive():
                 notify("WATCHDOG=1")
                 shown = time.monotonic()
-            for door, work in doors.items():
-                self._accept(door, work)
+            for listener, work in listeners.items():
+                self._accept(listener, work)
         notify("STOPPING=1")
-        for door in doors:
-            door.close()
+        for listener in listeners:
+            listener.close()
         for connection in list(self._asking):
             policy.end(connection)
         for thread in list(self._threads):
@@ -150,9 +150,9 @@ class Service:
             self._policy.close()
             self._journal.close()
 
-    def _accept(self, door: socket.socket, work: Callable[[socket.socket], None]) -> None:
+    def _accept(self, listener: socket.socket, work: Callable[[socket.socket], None]) -> None:
         try:
-            connection, _ = door.accept()
+            connection, _ = listener.accept()
         except (BlockingIOError, ConnectionError):
             return
         except OSError as error:  # no descriptor is left, for example
@@ -341,7 +341,7 @@ def _deliver(gateway: Gateway, fields: Fields, descriptor: int) -> Verdict:
         source = "operator"
     envelope = Envelope(recipient, fields.get("sender", ""), queue_id, source, known_by)
     # Who delivers by hand does not wait long, and would deliver it once more.
-    max_wait = float(fields["max-wait"]) if "max-wait" in fields else None if queue_id else _ROOM
+    max_wait = float(fields["max-wait"]) if "max-wait" in fields else None if queue_id else _MAX_WAIT
     with open(os.dup(descriptor), "rb") as file:
         message = Message(file)
         verdict = gateway.deliver(envelope, message, max_wait, keep_refused=source != "inbox")
@@ -371,7 +371,7 @@ def _replay(gateway: Gateway, name: str, to: str) -> str:
         return f"75 {name}: {copy.reason}; once that is told it leaves the quarantine, or can be delivered again\n"
     envelope = Envelope(to or copy.recipient, copy.sender, copy.queue_id)
     message = gateway.quarantine.message(name, gateway.spool)
-    verdict = gateway.deliver(envelope, message, max_wait=_ROOM, keep_refused=False)
+    verdict = gateway.deliver(envelope, message, max_wait=_MAX_WAIT, keep_refused=False)
     if isinstance(verdict, Delivered):
         gateway.quarantine.remove(name)
         return f"0 {name}: {verdict.note}\n"

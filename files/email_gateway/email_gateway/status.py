@@ -15,7 +15,7 @@ from .addresses import redact
 from .config import Config
 from .finding import run
 from .journal import FAILED_INSIDE, REJECTED, UNDELIVERABLE, Journal
-from .pace import Pace, seconds_on_hold, usage, windows_of
+from .pace import Pace, backoff_left, usage, windows_of
 from .quarantine import ALARM, NAMED, described
 from .revival import RESTARTED
 
@@ -64,7 +64,7 @@ def collect(config: Config) -> dict[str, Any]:
         "queued": journal.queued(),
         "under_way": sum(not flight.kind and not flight.is_question for flight in journal.flights()),
         "worker_log": None if log is None else str(log),
-        "hold": seconds_on_hold(journal.note("hold"), now),
+        "backoff": backoff_left(journal.note("backoff"), now),
         "damaged": journal.damaged(),
         "queue": _queue(),
     }
@@ -92,9 +92,9 @@ def render(facts: dict[str, Any], logs: object) -> str:
         lines.append(f"  {window['used']:>4} of {window['limit']} in {window['seconds']:g} s")
     if facts["worker_log"] is None:
         lines.append(f"No log of Zulip's worker can be read in {logs}: whether mail was posted is not known here")
-    if facts["hold"]:
+    if facts["backoff"]:
         why = "Zulip says that its limit is used up, or does not answer"
-        lines.append(f"  {why}; the next try is in {facts['hold']:.0f} s")
+        lines.append(f"  {why}; the next try is in {facts['backoff']:.0f} s")
     queue = facts["queue"]
     if queue is None and shutil.which("postqueue"):
         lines.append("Postfix queue: not known: is Postfix stopped? Only root may ask it")

@@ -23,7 +23,7 @@ EX_TEMPFAIL = 75
 # (zulip_delivery_status in the Postfix role): a crash cannot bounce a mail.
 SIGNATURE = "Zulip mail gateway:"
 
-# The cause of a mail that waits for room within Zulip's rate limit.
+# The cause of a mail that waits for Zulip's rate limit.
 RATE_LIMITED = "rate limit"
 # The cause of a mail that Zulip was given and did not answer for.
 NO_ANSWER = "no answer"
