@@ -59,22 +59,32 @@ demo: packages
 
 demo-down:
 	@$(PYTHON) molecule/shared/testhosts.py down zeg-demo
+	@echo "The host of make demo is gone. Images, .venv and .cache stay; make clean removes them."
 
 # Of Prometheus nothing but the tool that checks rules. (A Debian package: everything else of it would run here.)
 .cache/promtool: | .cache
-	@cd .cache && { apt-get download -qq prometheus 2>/dev/null || { apt-get update -qq && apt-get download -qq prometheus; }; } \
-	&& dpkg -x prometheus_*.deb promtool.d && mv promtool.d/usr/bin/promtool . && rm -r prometheus_*.deb promtool.d
+	@mkdir -p .cache/apt/lists/partial .cache/apt/archives/partial
+	@cd .cache && apt="apt-get -qq -o Dir::State::lists=$$PWD/apt/lists -o Dir::Cache=$$PWD/apt -o APT::Sandbox::User=root" && $$apt update \
+	&& $$apt download prometheus && dpkg -x prometheus_*.deb promtool.d && mv promtool.d/usr/bin/promtool . \
+	&& rm -r prometheus_*.deb promtool.d apt
 
-check: lint unit
+# Its parts at the same time; each shows what it has to say when it has ended.
+check: .cache/venv .cache/promtool
+	@$(MAKE) --no-print-directory --output-sync --jobs unit lint-roles lint-style
 
-lint: .cache/venv
+lint: lint-roles lint-style
+
+.PHONY: lint-roles lint-style
+lint-roles: .cache/venv
+	@ansible-lint --offline --profile production --strict -q --exclude tests
+
+lint-style: .cache/venv
 	@yamllint --strict .
-	@ansible-lint --offline --profile production --strict -q
 	@ruff check . && ruff format --check .
 	@mypy && mypy --python-version 3.14
 
 unit: .cache/venv .cache/promtool
-	@pytest -q -n 2 tests
+	@pytest -q -n 4 tests
 
 # The tables of variables in the roles' README.md, from their specs.
 role-readmes: .cache/venv
