@@ -52,8 +52,9 @@ def _deliver(arguments: list[str], socket: str, spool: str) -> tuple[int, str]:
         envelope, descriptor = _store(spool)
     except OSError as error:
         return EX_TEMPFAIL, f"4.3.0 cannot store the message in {spool}: {error.strerror}"
-    # By then its parent may be init: pipe(8) is never the first process.
-    if posix.getppid() != parent or _is_ending(parent) or (parent == 1 and "queue-id" in options):
+    # In this order: what cannot be looked at because it is gone has another parent by then. That of
+    # the very first question may be init already: pipe(8) is never the first process.
+    if _is_ending(parent) or posix.getppid() != parent or (parent == 1 and "queue-id" in options):
         # Postfix was stopped: what has come may be half of a mail, which it still has.
         return EX_TEMPFAIL, "4.3.2 Postfix was stopped while it passed the mail on"
     if "recipient" not in envelope:
