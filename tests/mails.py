@@ -32,12 +32,12 @@ def spool(folder: Path) -> Path:
     return folder / "spool"
 
 
-def eventually(check: Callable[[], bool], seconds: float = 20) -> bool:
+def eventually(check: Callable[[], object], seconds: float = 20) -> bool:
     """Whether it becomes true within so many seconds, which only a failing test waits out."""
     end = time.monotonic() + seconds
     while not (found := check()) and time.monotonic() < end:
         time.sleep(0.01)
-    return found
+    return bool(found)
 
 
 def line(at: float, text: str, logger: str = "zerver.lib.email_mirror") -> str:

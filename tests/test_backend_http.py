@@ -81,18 +81,18 @@ def hang_up(handler: BaseHTTPRequestHandler, _: bytes) -> None:
 
 def trickle(handler: BaseHTTPRequestHandler, _: bytes) -> None:
     handler.send_response(200)
-    handler.send_header("Content-Length", "1000")
+    handler.send_header("Content-Length", "2000")
     handler.end_headers()
-    for _ in range(100):
+    for _ in range(1000):
         handler.wfile.write(b" ")
-        threading.Event().wait(0.1)
+        threading.Event().wait(0.02)
 
 
 def trickle_in_the_header(handler: BaseHTTPRequestHandler, _: bytes) -> None:
     with suppress(OSError):
-        for _ in range(100):
+        for _ in range(1000):
             handler.wfile.write(b"H")
-            threading.Event().wait(0.1)
+            threading.Event().wait(0.02)
 
 
 def error(message: str, **more: str) -> str:

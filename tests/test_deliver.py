@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from email_gateway import deliver, service, submission, verdict
+from mails import eventually
 from test_addresses import TOKEN
 
 PACKAGE = Path(deliver.__file__).parents[1]
@@ -209,10 +210,7 @@ child.stdin.flush()
 os.kill(os.getpid(), 9)
 """
     subprocess.run([sys.executable, "-c", parent], check=False)
-    for _ in range(100):
-        if shown.read_text():
-            break
-        time.sleep(0.05)
+    assert eventually(shown.read_text)
     assert shown.read_text() == "4.3.2 Postfix was stopped while it passed the mail on\n" and asked == []
 
 
