@@ -104,11 +104,13 @@ def boundaries_in_a_field() -> Iterator[bytes]:
     yield from repeat(b"--1\n", SIZE // 10)
 
 
+LINE_ENDS: dict[str, Bomb] = {
+    "CRLF": lambda: repeat(b"\r\n"),
+    "dots": lambda: repeat(b".\n"),
+}
 LINES: dict[str, Bomb] = {
     "LF": lambda: repeat(b"\n"),
-    "CRLF": lambda: repeat(b"\r\n"),
     "CR": lambda: repeat(b"\r"),
-    "dots": lambda: repeat(b".\n"),
     "fields": lambda: repeat(b"A:\n"),
     "continuations": lambda: (yield from (b"A:\n", *repeat(b" \n"))),
 }
@@ -163,7 +165,7 @@ class Trial(NamedTuple):
 # About two or three times what was measured: for a machine under load.
 TRIALS = {
     "looked into": Trial(BOMBS, {postable: 1, enterable: 1, forgery: 0.5}, 12),
-    "written": Trial(LINES, {written: 0.9}, 6),  # of parts it sees nothing then
+    "written": Trial(LINE_ENDS | LINES, {written: 0.9}, 6),  # of parts it sees nothing then
     "shortened": Trial(
         OVERLONG_LINES | {name: and_an_overlong_line(bomb) for name, bomb in (LINES | PARTS).items()},
         {written: 3},
