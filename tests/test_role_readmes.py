@@ -57,7 +57,7 @@ def test_the_example_can_be_run(role, tmp_path):
     collection.parent.mkdir(parents=True)
     collection.symlink_to(PROJECT)
     (tmp_path / "own.yml").write_text(example(role))
-    done = ansible("own", tmp_path, "--syntax-check", "own.yml")
+    done = ansible(tmp_path, "--syntax-check", "own.yml")
     assert done.returncode == 0, done.stdout + done.stderr
     [play] = yaml.safe_load(example(role))
     assert play["vars"].keys() <= spec("email_gateway").keys() | spec("postfix_localmail").keys()
