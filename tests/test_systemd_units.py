@@ -1,13 +1,15 @@
-"""systemd_units: a folder stands for /etc/systemd/system, and a program for systemctl that does as systemd does."""
+"""systemd_units: a folder stands for /etc/systemd/system, and a program for systemctl that asks a test's systemd."""
 
 from __future__ import annotations
 
-import ast
 import json
 import os
+import re
 import socket
-import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,110 +18,150 @@ import pytest
 import systemd_units
 from ansible.module_utils.testing import patch_module_args
 
-# Its state is a file with, by unit, "active", "since", "enabled", and "read": the text that systemd has read.
-# It is called hundreds of times, and imports only what Python has in itself: that is half of the time.
-SYSTEMCTL = r"""
-import os, sys, time
-
-verb, options = sys.argv[1], [word for word in sys.argv[2:] if word.startswith("-")]
-names = [word for word in sys.argv[2:] if not word.startswith("-")]
-os.chdir("ROOT")
-with open("log", "a") as log:
-    print(verb, *([] if verb == "show" else sys.argv[2:]), file=log)
-with open("state") as file:
-    state = eval(file.read())
-with open("fails") as file:
-    fails = file.read()
-
-def text(name):
-    if os.path.exists(f"units/{name}"):
-        with open(f"units/{name}") as file:
-            return file.read()
-
-def end(status, *words):
-    with open("state", "w") as file:
-        file.write(repr(state))
-    print(*words, file=sys.stderr)
-    sys.exit(status)
-
-def stop(name):
-    state[name]["active"] = "inactive"
-    for other, unit in state.items():
-        if f"Requires={name}" in (unit["read"] or "") and unit["active"] == "active":
-            stop(other)
-
-if verb == fails:
-    end(1, "Job failed. See journalctl.")
-for name in names:
-    unit = state.setdefault(name, {"active": "inactive", "since": "", "enabled": False, "read": None})
-    if unit["read"] is None:  # it looks again for what it has not found
-        unit["read"] = text(name)
-if verb == "show":
-    if options != ["--timestamp=us+utc", "--property=ActiveState,UnitFileState,ActiveEnterTimestamp,NeedDaemonReload"]:
-        end(1, "other options")
-    for name in names:
-        unit = state[name]
-        is_there = {True: "enabled", False: "disabled"}[unit["enabled"]] if unit["read"] is not None else ""
-        stale = "yes" if unit["read"] is not None and unit["read"] != text(name) else "no"
-        if name != names[0]:
-            print()
-        print(f"ActiveEnterTimestamp={unit['since']}\nActiveState={unit['active']}")
-        print(f"UnitFileState={is_there}\nNeedDaemonReload={stale}")
-elif verb == "daemon-reload":
-    for name, unit in state.items():
-        unit["read"] = text(name)
-elif verb in ("enable", "disable"):
-    for name in names:
-        if text(name) is None:
-            end(1, f"Unit file {name} does not exist.")
-        state[name]["enabled"] = verb == "enable"
-elif verb == "stop":
-    for name in names:
-        if state[name]["read"] is None and state[name]["active"] == "inactive":
-            end(5, f"Unit {name} not loaded.")
-        stop(name)
-elif verb in ("start", "restart"):
-    for name in names:
-        unit = state[name]
-        if unit["read"] is None:
-            end(5, f"Unit {name} not found.")
-        if name.endswith(".socket"):
-            named = [line for line in unit["read"].splitlines() if line.startswith("Service=")]
-            service = named[0].partition("=")[2] if named else name.replace(".socket", ".service")
-            if state.get(service, {}).get("active") == "active":
-                end(1, "Socket service already active, refusing.")
-        if verb == "restart" or unit["active"] != "active":
-            seconds, rest = divmod(time.time_ns(), 10**9)
-            unit["since"] = time.strftime(f"%a %Y-%m-%d %H:%M:%S.{rest // 1000:06} UTC", time.gmtime(seconds))
-            unit["active"] = "active"
-            unit["runs"] = unit["read"]
-elif verb == "reset-failed":
-    for name in names:
-        state[name]["active"] = "inactive"
-else:
-    end(1, f"Unknown command verb {verb}.")
-end(0)
+# What stands for the program: it hands its arguments on, and ends as it is told.
+PROGRAM = """#!/bin/bash
+exec 3<>/dev/tcp/127.0.0.1/PORT
+echo "$*" >&3
+read -r status <&3
+IFS= read -r -d "" said <&3
+if [ "$status" = 0 ]; then printf %s "$said"; else printf %s "$said" >&2; fi
+exit "$status"
 """
 
 
+class Systemd:
+    """Does as systemd does with the units in a folder, when its program is called.
+
+    state has by unit "active", "since", "enabled", and "read": the text that systemd has read. calls are those
+    since they were emptied. A call of the verb `fails` does; what is started `becomes` that.
+    """
+
+    def __init__(self, units: Path, program: Path) -> None:
+        self._units = units
+        self.state: dict[str, dict[str, Any]] = {}
+        self.calls: list[str] = []
+        self.fails, self.becomes = "", "active"
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        program.write_text(PROGRAM.replace("PORT", str(self._socket.getsockname()[1])))
+        program.chmod(0o755)
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def _serve(self) -> None:
+        with suppress(OSError):
+            while True:
+                with self._socket.accept()[0] as connection, connection.makefile("rw") as lines:
+                    verb, *words = lines.readline().split()
+                    status, said = self._call(verb, words)
+                    lines.write(f"{status}\n{said}\n")
+
+    def _call(self, verb: str, words: list[str]) -> tuple[int, str]:
+        self.calls.append(" ".join([verb, *([] if verb == "show" else words)]))
+        if verb == self.fails:
+            return 1, "Job failed. See journalctl."
+        names = [word for word in words if not word.startswith("-")]
+        for name in names:
+            if self.unit(name)["read"] is None:  # it looks again for what it has not found
+                self.unit(name)["read"] = self._text(name)
+        if verb == "show":
+            return self._show(names, words[: -len(names)])
+        try:
+            for name in names or [""]:
+                getattr(self, f"_{verb.replace('-', '_')}")(name)
+        except Refused as refused:
+            return refused.args
+        return 0, ""
+
+    def unit(self, name: str) -> dict[str, Any]:
+        return self.state.setdefault(name, {"active": "inactive", "since": "", "enabled": False, "read": None})
+
+    def _text(self, name: str) -> str | None:
+        path = self._units / name
+        return path.read_text() if path.exists() else None
+
+    def _show(self, names: list[str], options: list[str]) -> tuple[int, str]:
+        wanted = ["--timestamp=us+utc", "--property=ActiveState,UnitFileState,ActiveEnterTimestamp,NeedDaemonReload"]
+        if options != wanted:
+            return 1, "other options"
+        told = []
+        for name in names:
+            one = self.state[name]
+            is_there = {True: "enabled", False: "disabled"}[one["enabled"]] if one["read"] is not None else ""
+            stale = "yes" if one["read"] is not None and one["read"] != self._text(name) else "no"
+            told.append(
+                f"ActiveEnterTimestamp={one['since']}\nActiveState={one['active']}\n"
+                f"UnitFileState={is_there}\nNeedDaemonReload={stale}\n"
+            )
+        return 0, "\n".join(told)
+
+    def _daemon_reload(self, _: str) -> None:
+        for name, one in self.state.items():
+            one["read"] = self._text(name)
+
+    def _enable(self, name: str, enabled: bool = True) -> None:
+        if self._text(name) is None:
+            raise Refused(1, f"Unit file {name} does not exist.")
+        self.state[name]["enabled"] = enabled
+
+    def _disable(self, name: str) -> None:
+        self._enable(name, False)
+
+    def _stop(self, name: str) -> None:
+        if self.state[name]["read"] is None and self.state[name]["active"] == "inactive":
+            raise Refused(5, f"Unit {name} not loaded.")
+        self.state[name]["active"] = "inactive"
+        for other, one in self.state.items():
+            if f"Requires={name}" in (one["read"] or "") and one["active"] == "active":
+                self._stop(other)
+
+    def _start(self, name: str) -> None:
+        one = self.state[name]
+        if one["read"] is None:
+            raise Refused(5, f"Unit {name} not found.")
+        if name.endswith(".socket"):
+            found = re.search("^Service=(.*)", one["read"], re.MULTILINE)
+            service = found[1] if found else name.replace(".socket", ".service")
+            if self.state.get(service, {}).get("active") == "active":
+                raise Refused(1, "Socket service already active, refusing.")
+        if one["active"] != "active":
+            seconds, rest = divmod(time.time_ns(), 10**9)
+            one["since"] = time.strftime(f"%a %Y-%m-%d %H:%M:%S.{rest // 1000:06} UTC", time.gmtime(seconds))
+            one["active"] = self.becomes
+            one["runs"] = one["read"]
+
+    def _restart(self, name: str) -> None:
+        was = self.state[name]["active"]
+        self.state[name]["active"] = "inactive"
+        try:
+            self._start(name)
+        except Refused:
+            self.state[name]["active"] = was
+            raise
+
+    def _reset_failed(self, name: str) -> None:
+        self.state[name]["active"] = "inactive"
+
+
+class Refused(Exception):
+    """Status and words."""
+
+
 class Host:
-    """A host whose units are in a folder; `log` has the calls of systemctl since the last run's begin."""
+    """A host whose units are in a folder."""
 
     def __init__(self, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
         self.root, self._capsys = root, capsys
         for folder in ("units", "bin"):
             (root / folder).mkdir()
-        for name, content in (("state", "{}"), ("log", ""), ("fails", "")):
-            (root / name).write_text(content)
-        program = root / "bin/systemctl"
-        program.write_text(f"#!{sys.executable} -IS\n{SYSTEMCTL.replace('ROOT', str(root))}")
-        program.chmod(0o755)
+        self.systemd = Systemd(root / "units", root / "bin/systemctl")
 
     def run(self, *units: dict[str, Any], absent: Any = (), check: bool = False) -> dict[str, Any]:
         """What the module returns."""
         # The clock by which files are dated ticks every 10 ms, or more often.
         time.sleep(0.02)
-        (self.root / "log").write_text("")
+        self.systemd.calls.clear()
         listed = [{**one, "files": list(one["files"])} for one in units] + [
             {**one, "state": "absent"} for one in absent
         ]
@@ -137,11 +179,12 @@ class Host:
         return list(result["actions"])
 
     def calls(self) -> list[str]:
-        """Those that change something, and how often it was asked."""
-        return [call for call in (self.root / "log").read_text().splitlines() if call != "show"]
+        """Those of the last run that change something."""
+        return [call for call in self.systemd.calls if call != "show"]
 
     def asked(self) -> int:
-        return (self.root / "log").read_text().splitlines().count("show")
+        """How often it was asked in the last run."""
+        return self.systemd.calls.count("show")
 
     def write(self, name: str, content: str) -> Path:
         """As a run that was interrupted leaves it, or somebody else."""
@@ -152,28 +195,21 @@ class Host:
         path.chmod(0o644)
         return path
 
-    def states(self) -> dict[str, Any]:
-        return dict(ast.literal_eval((self.root / "state").read_text()))
-
     def state(self, unit: str, **changes: Any) -> dict[str, Any]:
-        state = self.states()
-        state.setdefault(unit, {"active": "inactive", "since": "", "enabled": False, "read": None}).update(changes)
-        (self.root / "state").write_text(repr(state))
-        return dict(state[unit])
-
-    def fails(self, verb: str) -> None:
-        (self.root / "fails").write_text(verb)
+        self.systemd.unit(unit).update(changes)
+        return self.systemd.unit(unit)
 
     def there(self) -> set[str]:
         return {path.name for path in (self.root / "units").iterdir()}
 
 
 @pytest.fixture
-def host(tmp_path, monkeypatch, capsys) -> Host:
+def host(tmp_path, monkeypatch, capsys) -> Iterator[Host]:
     made = Host(tmp_path, capsys)
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
     monkeypatch.setattr(systemd_units, "UNITS", tmp_path / "units")
-    return made
+    yield made
+    made.systemd.close()
 
 
 def unit(name: str, *others: str, text: str = "1", **options: Any) -> dict[str, Any]:
@@ -371,11 +407,11 @@ class TestCheckMode:
     def compare(host: Host, *units: dict[str, Any], absent: Any = ()) -> None:
         """It says the same as a run does, and changes nothing."""
         kept = {name: (host.root / "units" / name).read_text() for name in host.there()}
-        before = {name: one["active"] for name, one in host.states().items()}
+        before = {name: one["active"] for name, one in host.systemd.state.items()}
         checked = host.run(*units, absent=absent, check=True)
         assert (host.calls(), host.asked()) == ([], 1)
         assert {name: (host.root / "units" / name).read_text() for name in host.there()} == kept
-        assert {name: host.states()[name]["active"] for name in before} == before
+        assert {name: host.state(name)["active"] for name in before} == before
         done = host.run(*units, absent=absent)
         assert {key: checked[key] for key in ("changed", "actions", "diff")} == {
             key: done[key] for key in ("changed", "actions", "diff")
@@ -416,16 +452,16 @@ class TestFailures:
         ],
     )
     def test_a_call_that_fails_is_told(self, host, verb, words):
-        host.fails(verb)
+        host.systemd.fails = verb
         result = host.run(SERVICE)
         assert (result["failed"], result["msg"]) == (True, words)
         assert [one["after"] for one in result["diff"]] == ["1\n"]
         assert result["actions"][0] == "a.service written" and "a.service started" not in result["actions"]
-        host.fails("")
+        host.systemd.fails = ""
         assert host.does(SERVICE)[-1] == "a.service started"
 
     def test_a_systemd_that_does_not_answer_is_told(self, host):
-        host.fails("show")
+        host.systemd.fails = "show"
         result = host.run(SERVICE, check=True)
         assert result["msg"].startswith("systemctl show --timestamp") and result["msg"].endswith("See journalctl.")
 
@@ -458,8 +494,7 @@ class TestWaiting:
             assert (result["msg"], result["actions"]) == (words, actions)
 
     def test_until_the_socket_is_there_and_the_unit_is_active(self, host, path, monkeypatch):
-        program = host.root / "bin/systemctl"
-        program.write_text(program.read_text().replace('unit["active"] = "active"', 'unit["active"] = "activating"'))
+        host.systemd.becomes = "activating"
         later = [lambda: self.listen(path), lambda: None, lambda: host.state("a.service", active="active")]
         clock = SimpleNamespace(monotonic=time.monotonic, sleep=lambda _: later.pop(0)())
         monkeypatch.setattr(systemd_units, "time", clock)
@@ -471,7 +506,6 @@ class TestWaiting:
         """The socket may be left from before."""
         monkeypatch.setattr(systemd_units, "PATIENCE", 0.3)
         self.listen(path)
-        program = host.root / "bin/systemctl"
-        program.write_text(program.read_text().replace('unit["active"] = "active"', 'unit["active"] = "failed"'))
+        host.systemd.becomes = "failed"
         result = host.run(unit("a.service", wait_for=str(path)))
         assert f"a.service is failed, and the socket {path} exists" in result["msg"]
