@@ -50,11 +50,11 @@ def test_on_off_on_off_ends_where_it_began(mx, subject):
 
 
 def interrupted(mx: ZulipHost, classes: str, monkeypatch: pytest.MonkeyPatch) -> int:
-    """Runs that are killed after every second task that changes something, until one
+    """Runs that are killed after every third task that changes something, until one
     gets through; how many were killed."""
     monkeypatch.setenv("ANSIBLE_CALLBACK_PLUGINS", str(PROJECT / "molecule/lifecycle/callback"))
     monkeypatch.setenv("ANSIBLE_CALLBACKS_ENABLED", "interrupt")
-    monkeypatch.setenv("INTERRUPT_AFTER", "2")
+    monkeypatch.setenv("INTERRUPT_AFTER", "3")
     for kills in range(15):
         done = mx.play(zulip_puppet_classes=classes)
         # Zulip can read its settings, and Postfix runs with all of a configuration or not at all.

@@ -86,8 +86,11 @@ class Worker:
         while True:
             batch = self.database.execute("SELECT * FROM queue ORDER BY id LIMIT ?", (PREFETCH,)).fetchall()
             if not batch:
-                # RabbitMQ would wake it up; this looks rarely once it has long been idle.
-                time.sleep(0.005 if time.time() < self.emptied + 1 else 0.03)
+                # RabbitMQ would wake it up; this looks rarely once it has long been idle, and whether anybody else has
+                # changed the database before it looks there.
+                seen = self.version()
+                while self.version() == seen:
+                    time.sleep(0.005 if time.time() < self.emptied + 1 else 0.03)
                 continue
             for number, row in enumerate(batch, 1):
                 if self.idle:
@@ -102,6 +105,9 @@ class Worker:
                     self.write_statistics()
                 elif number % 50 == 0:
                     self.write_statistics()
+
+    def version(self) -> int:
+        return int(self.database.execute("PRAGMA data_version").fetchone()[0])
 
     def consume(self, row: store.sqlite3.Row) -> None:
         seconds = store.knob("consume-seconds", 0.025)

@@ -48,11 +48,18 @@ case " $(echo $added) " in *" postfix "*)
   else
     $apt remove --yes --quiet postfix
   fi
-  for package in $added; do
+  # All at once where nothing else needs any of them, as apt takes a second for each question.
+  others=$(printf '%s\n' $added | grep -vx postfix || true)
+  if [ -n "$others" ] && purged=$(apt-get purge --simulate $others) &&
+    ! printf '%s\n' "$purged" | sed -n 's/^Purg \([^ ]*\) .*/\1/p' | grep -qvxF "$others"; then
+    $apt purge --yes --quiet $others
+    others=''
+  fi
+  for package in $others; do
     # After an upgrade of the system one may have the name of another that was there before: then apt has
     # no solution without it.
     purged=$(apt-get purge --simulate "$package") || continue
-    if [ "$package" != postfix ] && ! printf '%s\n' "$purged" | grep '^Purg ' | grep -qv "^Purg $package "; then
+    if ! printf '%s\n' "$purged" | grep '^Purg ' | grep -qv "^Purg $package "; then
       $apt purge --yes --quiet "$package"
     fi
   done ;;
