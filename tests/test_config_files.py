@@ -130,3 +130,13 @@ def test_what_cannot_be_written_is_named(run, tmp_path):
     (tmp_path / "a").mkdir()
     done = run(files={str(tmp_path / "a"): "x\n"})
     assert done["failed"] and "cannot write" in done["msg"] and "directory" in done["msg"]
+
+
+def test_a_full_disk_is_told_with_the_file_and_leaves_no_draft(run, tmp_path, monkeypatch):
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(config_files.Access, "apply", full)
+    done = run(secrets={str(tmp_path / "secret"): "s3cret\n"})
+    assert done["msg"] == f"cannot write {tmp_path}/secret: No space left on device"
+    assert list(tmp_path.iterdir()) == []

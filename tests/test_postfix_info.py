@@ -130,8 +130,14 @@ class TestPatterns:
         with_postfix(host, f"# Zulip email gateway\n{comment}virtual_transport = zulip:\n")
         assert look(host)["patterns"] == found
 
+    def test_main_cf_of_an_earlier_version_is_right(self, host):
+        """Somebody has gone back to it for a while, and zulip_patterns is what a later one left."""
+        with_postfix(host, f"# Zulip email gateway\n# EMAIL_GATEWAY_PATTERN = {self.ONE}\n")
+        host.write("etc/postfix/zulip_patterns", f"{self.TWO}\n")
+        assert look(host)["patterns"] == [self.ONE]
+
     def test_in_their_own_file(self, host):
-        with_postfix(host, "# Zulip email gateway\n# EMAIL_GATEWAY_PATTERN = %s@former.example.com\n")
+        with_postfix(host, "# Zulip email gateway\n")
         host.write("etc/postfix/zulip_patterns", f"# one\n\n{self.ONE}\n {self.TWO} \n  # the end\n")
         assert look(host)["patterns"] == [self.ONE, self.TWO]
         host.write("etc/postfix/zulip_patterns")
@@ -139,6 +145,20 @@ class TestPatterns:
 
 
 class TestQueue:
+    @pytest.mark.parametrize("system", ["postqueue", "exim4"])
+    def test_one_that_takes_too_long_is_told_and_stops_nothing(self, host, monkeypatch, system):
+        """Whether it matters is for the role to say."""
+        monkeypatch.setattr(postfix_info, "PATIENCE", 0.1)
+        if system == "exim4":
+            with_exim(host, does="exec sleep 60")
+        else:
+            with_postfix(host)
+            host.fake("postqueue", does="exec sleep 60")
+        found = look(host)
+        assert (
+            found["waiting"] == 0 and f"{system} -" in found["queue_fault"] and "has not ended" in found["queue_fault"]
+        )
+
     def test_one_that_cannot_be_read_is_told(self, host):
         with_postfix(host)
         host.fake("postqueue", does=f"printf '%s' '{MAIL}'; {UNREADABLE}")

@@ -133,10 +133,14 @@ def write(path: Path, content: str, access: Access) -> None:
     """Replace a file in one step; nobody sees half of it, nor what is not for him."""
     draft = path.with_name(f".{path.name}.new")
     draft.unlink(missing_ok=True)  # of a run that was interrupted
-    with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
-        file.write(content)
-        access.apply(file.fileno())
-    draft.replace(path)
+    try:
+        with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+            file.write(content)
+            access.apply(file.fileno())
+        draft.replace(path)
+    except OSError as error:  # a full disk names no file
+        draft.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def difference(path: str, content: str) -> dict[str, str]:

@@ -15,6 +15,7 @@ import socket
 import ssl
 import stat
 import subprocess
+import sys
 import tokenize
 import urllib.parse
 from collections.abc import Iterator, Sequence
@@ -55,6 +56,9 @@ options:
     type: list
     elements: path
     default: []
+  folder:
+    description: A folder that has to be there.
+    type: path
   secret:
     description: Return the shared secret, and nothing else; needs C(no_log) at the task.
     type: bool
@@ -99,6 +103,10 @@ there:
   description: Those of O(paths) that exist.
   type: list
   elements: str
+  returned: success
+has_folder:
+  description: Whether O(folder) is there.
+  type: bool
   returned: success
 version:
   description: ZULIP_VERSION of the deployment; empty if Zulip is on another host.
@@ -487,7 +495,9 @@ def zulip_info(deployment: Path, etc: Path, user: str, server: str | None = None
     }
 
 
-def host_info(etc: Path, name: str | None, user: str, paths: Sequence[str]) -> dict[str, Any]:
+def host_info(
+    etc: Path, name: str | None, user: str, paths: Sequence[str], folder: str | None = None
+) -> dict[str, Any]:
     """What the gateway has to know of the host, and what it has left there itself."""
     # First of all: where DNS is dead everything else takes minutes. The resolver asks a second time, or another
     # server, after five seconds.
@@ -501,6 +511,7 @@ def host_info(etc: Path, name: str | None, user: str, paths: Sequence[str]) -> d
         "dns_answers": answers,
         "has_user": has_user(user),
         "there": [path for path in paths if os.path.lexists(path)],
+        "has_folder": bool(folder) and os.path.isdir(folder or ""),
         "metrics_file": metrics[1] if metrics else "",
     }
 
@@ -509,7 +520,7 @@ def system(os_release: str) -> str:
     """The operating system by name and version, from os-release(5): "Debian 12", "Ubuntu 24.04"."""
     found = dict(re.findall(r"""^([A-Z_]+)=["']?(.*?)["']?$""", os_release, re.MULTILINE))
     # Debian calls itself "Debian GNU/Linux".
-    name = found.get("NAME", "an unknown system").removesuffix(" GNU/Linux")
+    name = found.get("NAME", "an unknown system").replace(" GNU/Linux", "")
     return f"{name} {found.get('VERSION_ID', '')}".strip()
 
 
@@ -645,6 +656,7 @@ def main() -> None:
             "user": {"type": "str", "required": True},
             "name": {"type": "str"},
             "paths": {"type": "list", "elements": "path", "default": []},
+            "folder": {"type": "path"},
             "secret": {"type": "bool", "default": False},
         },
         supports_check_mode=True,
@@ -654,9 +666,12 @@ def main() -> None:
     try:
         if options["secret"]:
             module.exit_json(changed=False, shared_secret=shared_secret(etc / "zulip-secrets.conf"))
-        facts = host_info(etc, options["name"], user, options["paths"]) | {"fault": ""}
+        facts = {**host_info(etc, options["name"], user, options["paths"], options["folder"]), "fault": ""}
         try:
-            facts |= zulip_info(deployment, etc, user, options["server"])
+            # What follows needs a later one. The system's name, which is told all the same, says more.
+            if sys.version_info < (3, 10):  # noqa: UP036
+                raise Unfit("this host's Python is older than 3.10, which all systems have that Zulip supports")
+            facts.update(zulip_info(deployment, etc, user, options["server"]))
         except Unfit as error:
             facts["fault"] = str(error)
         module.exit_json(changed=False, **facts)

@@ -181,7 +181,7 @@ def test_addresses_are_the_gateways_secret(mx):
     mode = mx.sh("stat -c '%a %U %G' /etc/zulip-email-gateway/addresses.json").strip()
     assert mode == "640 root zulip-email-gateway"
     done = mx.play("--check", "--diff", "-vv", email_gateway_aliases={"other": "#support"})
-    assert done.returncode == 0 and "addresses | Write addresses.json" in done.stdout
+    assert done.returncode == 0 and "gateway.conf, the addresses and the credentials" in done.stdout
     assert not any(channel["token"] in done.stdout for channel in mx.state()["channels"])
 
 

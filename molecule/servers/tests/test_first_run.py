@@ -7,9 +7,10 @@ import re
 
 import cores
 import pytest
-from conftest import ZulipHost, changed
+from conftest import PROJECT, ZulipHost, changed
 from controllers import checkout, playbook
 
+SITE = str(PROJECT / "playbooks/site.yml")
 DEPLOY = ("-e", json.dumps({"ansible_user": "deploy", "ansible_become_password": "s3cret of deploy"}))
 
 # Nobody logs in as root; sudo asks for a password; nothing is executed from where anybody may write; a
@@ -36,6 +37,16 @@ sleep 1
 @pytest.fixture
 def mx(host) -> ZulipHost:
     return host("mx41")
+
+
+def test_classes_that_are_a_list_are_refused(mx, tmp_path):
+    """By an ansible-core whose Jinja looks up all names of a template before it begins."""
+    classes = ("-e", json.dumps({"zulip_puppet_classes": ["zulip::postfix_localmail"]}))
+    for version in ("2.17", "2.18"):
+        done = playbook(mx.fqdn, *classes, commands=cores.older(version), folder=tmp_path, site=SITE)
+        assert done.returncode != 0 and "which is no string. Write the classes as in zulip.conf" in done.stdout, (
+            done.stdout
+        )
 
 
 def test_from_a_world_writable_checkout(mx, tmp_path, subject):
