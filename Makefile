@@ -83,8 +83,9 @@ lint-style: .cache/venv
 	@ruff check . && ruff format --check .
 	@mypy && mypy --python-version 3.14
 
+# Many of them wait. What Python has compiled is kept, whatever the environment says: each process imports all.
 unit: .cache/venv .cache/promtool
-	@pytest -q -n 4 tests
+	@PYTHONDONTWRITEBYTECODE= pytest -q -n 4 tests
 
 # The tables of variables in the roles' README.md, from their specs.
 role-readmes: .cache/venv
