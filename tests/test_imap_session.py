@@ -7,7 +7,7 @@ import io
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import pytest
 from email_gateway import imap_session
@@ -33,7 +33,7 @@ COMMANDS: list[bytes] = []
 
 def serve(listening: socket.socket) -> None:
     connection = listening.accept()[0]
-    with connection, connection.makefile("rwb") as lines:
+    with suppress(BrokenPipeError), connection, connection.makefile("rwb") as lines:
         lines.write(b"* OK hello\r\n")
         lines.flush()
         for line in lines:
