@@ -7,7 +7,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -45,6 +44,7 @@ def serve(tmp_path):
     listening.bind(str(tmp_path / "submit"))
     listening.listen()
     asked: list[tuple[str, dict[str, str], bytes]] = []
+    threads: list[threading.Thread] = []
 
     def start(*turns: SERVED) -> list[tuple[str, dict[str, str], bytes]]:
         def work() -> None:
@@ -56,10 +56,14 @@ def serve(tmp_path):
                     os.close(descriptor)
                     turn(connection)
 
-        threading.Thread(target=work, daemon=True).start()
+        threads.append(threading.Thread(target=work, daemon=True))
+        threads[-1].start()
         return asked
 
     yield start
+    listening.shutdown(socket.SHUT_RDWR)
+    for thread in threads:  # then none of them listens to what comes after this socket
+        thread.join(10)
     listening.close()
 
 
@@ -71,8 +75,8 @@ def hangs_up(_: socket.socket) -> None:
     pass
 
 
-def hangs(_: socket.socket) -> None:
-    time.sleep(5)
+def hangs(connection: socket.socket) -> None:
+    connection.recv(1)  # until nobody waits any more
 
 
 def test_the_envelope_and_the_message_arrive(serve, tmp_path):
