@@ -41,7 +41,8 @@ def limits(mx: ZulipHost, windows: str, zulip: str = "") -> None:
     rules = [tuple(int(part) for part in reversed(window.split("/"))) for window in (zulip or windows).split()]
     mx.sh(
         f"""
-        systemctl stop zulip-email-gateway.service
+        # With its sockets: clients of mail that is gone ask again, which would start it.
+        systemctl stop {SOCKETS} zulip-email-gateway.service
         sed -i 's#^windows = .*#windows = {windows}#' /etc/zulip-email-gateway/gateway.conf
         rm -f /run/zulip-standin/*
         systemctl stop zulip-worker
@@ -54,7 +55,7 @@ def limits(mx: ZulipHost, windows: str, zulip: str = "") -> None:
         # Without a log the service does not know what Zulip has counted, and waits for an hour.
         for i in $(seq 300); do test -e /var/log/zulip/workers.log && break; sleep 0.1; done
         test -e /var/log/zulip/workers.log || exit 1
-        systemctl start zulip-email-gateway.service
+        systemctl start {SOCKETS} zulip-email-gateway.service
         for i in $(seq 100); do zulip-email-gateway check >/dev/null && break; sleep 0.2; done
         """
     )

@@ -84,11 +84,11 @@ class Worker:
 
     def run(self) -> None:
         while True:
+            seen = self.version()  # before it looks: nothing that comes meanwhile is overlooked
             batch = self.database.execute("SELECT * FROM queue ORDER BY id LIMIT ?", (PREFETCH,)).fetchall()
             if not batch:
                 # RabbitMQ would wake it up; this looks rarely once it has long been idle, and whether anybody else has
                 # changed the database before it looks there.
-                seen = self.version()
                 while self.version() == seen:
                     time.sleep(0.005 if time.time() < self.emptied + 1 else 0.03)
                 continue
