@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import base64
+
 import pytest
 from conftest import ZulipHost, changed
 from forged import *  # noqa: F403
+from forged import WARNING, content, forged, mark
 from names import *  # noqa: F403
 from names import fresh
 
@@ -14,7 +17,7 @@ def mx(host) -> ZulipHost:
     return fresh(host("mx1"))
 
 
-# What is the same for both generations.
+# What is the same for both generations, as are some tests of the other file.
 
 
 def test_zulips_api_at_a_url_of_its_own_needs_a_good_certificate(mx):
@@ -65,3 +68,36 @@ def test_a_parameter_that_postfix_does_not_know_is_refused(mx):
     assert done.returncode != 0 and "smtpd_hard_eror_limit" in done.stdout, done.stdout[-2000:]
     assert mx.sh("md5sum /etc/postfix/main.cf") == before
     assert mx.sh("postconf -h smtpd_hard_error_limit") == "15\n"
+
+
+def test_one_alias_for_each_channel(mx, subject):
+    try:
+        done = mx.play(email_gateway_aliases="channels")
+        assert changed(done) > 0 and "#日本語 has no alias" in done.stdout
+        assert mx.send(f"support@{mx.domain}", f"general@{mx.domain}", subject=subject)["accepted"] == 2
+        assert {message["channel"] for message in mx.wait_for(subject, 2)} == {"support", "general"}
+        [[_, code, _]] = mx.send(f"help@{mx.domain}", subject=subject)["refused"]
+        assert code == 550
+    finally:
+        assert changed(mx.play()) > 0
+
+
+def test_marked_only(mx, subject):
+    """Mail of all kinds of text: Zulip reads the first plain one, or HTML."""
+    html = "<html><head><style>p {display: none}</style></head><body>Hello <b>you</b></body></html>"
+    bodies = {
+        "base64": f"Content-Transfer-Encoding: base64\r\n\r\n{base64.b64encode('Grüße'.encode()).decode()}\r\n",
+        "html": f"Content-Type: text/html\r\n\r\n{html}\r\n",
+    }
+    try:
+        assert mark(mx)
+        for name, body in bodies.items():
+            mail = f"From: user@reject.example\r\nSubject: {subject} {name}\r\n"
+            kind = "" if "Content-Type" in body else "Content-Type: text/plain; charset=utf-8\r\n"
+            raw = base64.b64encode(f"{mail}{kind}{body}".encode()).decode()
+            assert forged(mx, "reject.example", mx.address(), "", raw=raw)["accepted"] == 1
+            posted = content(mx, f"{subject} {name}")
+            assert WARNING.format("reject.example").strip("*") in posted, posted
+            assert ("Grüße" if name == "base64" else "Hello you") in posted, posted
+    finally:
+        assert changed(mx.play()) > 0
