@@ -41,8 +41,7 @@ def limits(mx: ZulipHost, windows: str, zulip: str = "") -> None:
     rules = [tuple(int(part) for part in reversed(window.split("/"))) for window in (zulip or windows).split()]
     mx.sh(
         f"""
-        # With its sockets: clients of mail that is gone ask again, which would start it.
-        systemctl stop {SOCKETS} zulip-email-gateway.service
+        systemctl stop zulip-email-gateway.service
         sed -i 's#^windows = .*#windows = {windows}#' /etc/zulip-email-gateway/gateway.conf
         rm -f /run/zulip-standin/*
         systemctl stop zulip-worker
@@ -55,7 +54,9 @@ def limits(mx: ZulipHost, windows: str, zulip: str = "") -> None:
         # Without a log the service does not know what Zulip has counted, and waits for an hour.
         for i in $(seq 300); do test -e /var/log/zulip/workers.log && break; sleep 0.1; done
         test -e /var/log/zulip/workers.log || exit 1
-        systemctl start {SOCKETS} zulip-email-gateway.service
+        # A client whose mail is gone may have started it meanwhile, by asking again.
+        systemctl stop zulip-email-gateway.service; rm -rf {JOURNAL}*
+        systemctl start zulip-email-gateway.service
         for i in $(seq 100); do zulip-email-gateway check >/dev/null && break; sleep 0.2; done
         """
     )
