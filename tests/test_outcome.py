@@ -257,11 +257,11 @@ def test_what_the_journal_could_not_be_told_is_told_later(gateway, monkeypatch):
     tell(gateway.config.logs, TO_GENERAL)
     monkeypatch.setattr(gateway.journal, "change", full)
     for _ in range(3):
-        gateway.outcomes.look()
+        gateway.outcomes.read_log()
     assert len(units(gateway)) == 1
     monkeypatch.undo()
     for _ in range(3):
-        gateway.outcomes.look()
+        gateway.outcomes.read_log()
     assert len(units(gateway)) == 2
 
 
@@ -480,12 +480,12 @@ def test_a_hand_over_without_an_answer_is_settled_by_its_line(gateway, patient):
 def test_a_line_at_the_time_of_a_refusal_is_anothers(gateway, monkeypatch):
     def hand_over(*_: object) -> object:
         tell(gateway.config.logs, TO_GENERAL)
-        gateway.outcomes.look()
+        gateway.outcomes.read_log()
         return Refused("5.1.1", "unknown address", "no")
 
     monkeypatch.setattr(HttpBackend, "hand_over", hand_over)
     assert isinstance(gateway.deliver(FROM_POSTFIX, mail(b"m")), Refused)
-    gateway.outcomes.look()
+    gateway.outcomes.read_log()
     assert len(units(gateway)) == 1  # it counts all the same
 
 

@@ -40,7 +40,7 @@ consumed = st.lists(st.floats(NOW - 60, NOW, allow_nan=False), max_size=20)
 
 def close(gate: pace.Pace, number: Ticket, verdict: Verdict = ACCEPTED) -> None:
     with gate._journal.change() as database:
-        gate.close(database, number, verdict, is_told=False)
+        gate.close(database, number, verdict, is_logged=False)
 
 
 def unit(consumed_at: float | None, address: bytes = OURS) -> Unit:
@@ -147,7 +147,7 @@ def test_a_silent_zulip_does_not_use_up_the_windows(tmp_path):
         gate.acquire(OURS, 1)
     close(gate, gate.acquire(OURS, config.max_wait))
     # All that it was given counts from now on: it may take it up only now.
-    units = gate.look()
+    units = gate.units()
     assert {one.consumed for one in units} == {clock[0]} and not any(one.doubt for one in units)
     began = clock[0]
     for _ in range(10):
@@ -165,7 +165,7 @@ def test_however_long_zulip_is_silent_it_is_tried_again(tmp_path):
 
 def test_a_clock_set_back_does_not_stop_the_gateway():
     units = [Unit(1, NOW + 5000, NOW + 5000)]
-    pace.settle(units, NOW)
+    pace.correct_clock(units, NOW)
     assert units[0].consumed == units[0].opened == NOW
 
 
@@ -201,7 +201,7 @@ def test_a_new_journal_learns_the_last_hour_from_the_workers_log(tmp_path):
     )
     gate = pace.Pace(config, Journal(tmp_path), clock=lambda: NOW, sleep=lambda _: None)
     close(gate, gate.acquire(OURS, 1))
-    units = gate.look()
+    units = gate.units()
     assert [round(NOW - one.opened) for one in units] == [3000, 2000, 1000, 0]
     close(gate, gate.acquire(OURS, 1))
     with pytest.raises(Trouble, match="rate limit is used up"):  # 3 of then and 2 of now

@@ -78,15 +78,15 @@ def test_an_unknown_address_is_rejected_and_asked_for_once(asked):
 def test_a_known_address_is_asked_for_once_and_what_it_costs_is_counted(asked):
     assert rcpt(asked) == rcpt(asked, CHANNEL.replace("general", "other")) == policy.DUNNO
     assert len(asked.gateway.handed) == 1
-    asked.gateway.outcomes.look()
-    (unit,) = asked.gateway.pace.look()
+    asked.gateway.outcomes.read_log()
+    (unit,) = asked.gateway.pace.units()
     assert unit.consumed is not None and unit.address == address_of(TOKEN)
     assert asked.gateway.journal.flights() == [] == asked.gateway.outcomes._flights
 
 
 def test_a_reply_address_costs_nothing(asked):
     assert rcpt(asked, REPLY) == policy.DUNNO
-    assert asked.gateway.pace.look() == []
+    assert asked.gateway.pace.units() == []
 
 
 def test_what_was_posted_is_known(asked):
@@ -188,9 +188,9 @@ def test_what_the_journal_could_not_be_told_of_a_question_it_is_told_later(asked
     asked.gateway.answers = [UNKNOWN]
     rcpt(asked)
     fails.clear()
-    assert len(asked.gateway.pace.look()) == 1
+    assert len(asked.gateway.pace.units()) == 1
     asked.gateway.tidy()
-    assert asked.gateway.pace.look() == []
+    assert asked.gateway.pace.units() == []
 
 
 def test_a_question_in_doubt_keeps_its_line(asked):
@@ -210,10 +210,10 @@ def test_a_question_in_doubt_does_not_keep_its_place_for_ever(asked, monkeypatch
     asked.gateway.answers = [Deferred("4.4.2", NO_ANSWER, "silent", in_doubt=True)]
     assert rcpt(asked) == policy.DUNNO
     assert eventually(lambda: not asked._questions._asking)
-    assert [one.consumed for one in asked.gateway.pace.look()] == [None]
+    assert [one.consumed for one in asked.gateway.pace.units()] == [None]
     monkeypatch.setattr(outcome, "_DOUBTED", 0.0)
     asked.gateway.tidy()
-    assert [one.consumed is None for one in asked.gateway.pace.look()] == [False]
+    assert [one.consumed is None for one in asked.gateway.pace.units()] == [False]
     assert asked.gateway.journal.flights() == []
 
 
@@ -307,7 +307,7 @@ def test_a_question_has_nothing_that_could_be_posted(asked):
     posted = "Successfully processed email from user 8 to other"
     asked.gateway.tells = [posted]
     assert rcpt(asked, REPLY) == policy.DUNNO
-    asked.gateway.outcomes.look()
+    asked.gateway.outcomes.read_log()
     assert len(asked.gateway.journal.flights()) == 1
 
 
@@ -544,7 +544,7 @@ def test_zulips_own_sender(asked, book, sender, header, is_rejected):
     book(sends_from=("noreply-{token}@mail.example.com",))
     assert rcpt(asked, NOREPLY) == policy.DUNNO
     for recipients in ([NOREPLY], [CHANNEL, NOREPLY]):
-        reply = asked.look(sender, recipients, mail(header + b"From: a@example.net\n\n"))
+        reply = asked.reply_to_header(sender, recipients, mail(header + b"From: a@example.net\n\n"))
         assert reply.startswith("550 5.7.1 Zulip only sends from this address") == is_rejected
         assert (reply == "") != is_rejected
     assert asked.gateway.handed == []
@@ -552,13 +552,13 @@ def test_zulips_own_sender(asked, book, sender, header, is_rejected):
 
 @pytest.mark.parametrize("recipient", ["postmaster@mail.example.com", "nobody@mail.example.com", "a@example.org"])
 def test_what_is_no_address_is_not_told_of_by_its_header(asked, recipient):
-    assert asked.look("a@example.net", [recipient], mail(b"From: a@example.net\n\n")) == ""
+    assert asked.reply_to_header("a@example.net", [recipient], mail(b"From: a@example.net\n\n")) == ""
 
 
 def test_by_its_header_an_author_is_rejected_and_counted(asked, book):
     book(blocked=("@example.net",))
     header = mail(b"From: a@example.net\n\n")
-    assert asked.look("b@example.org", [CHANNEL], header) == "550 5.7.1 this sender is blocked here"
+    assert asked.reply_to_header("b@example.org", [CHANNEL], header) == "550 5.7.1 this sender is blocked here"
     asked.tidy(asked.gateway.journal)
     assert asked.gateway.journal.counts() == {"rejected": {"blocked sender": 1}}
 
@@ -576,12 +576,12 @@ def test_by_its_header_an_author_is_rejected_and_counted(asked, book):
 def test_more_parts_than_can_be_checked(asked, mode, header, dashes, is_rejected):
     asked.gateway.config = asked.gateway.config._replace(sender_checks=mode)
     assert asked.wants_body == (mode != "off")
-    reply = asked.look("a@example.net", [CHANNEL], mail(header + b"From: a@example.net\n\n"), dashes)
+    reply = asked.reply_to_header("a@example.net", [CHANNEL], mail(header + b"From: a@example.net\n\n"), dashes)
     assert reply.startswith("550 5.6.0 this mail has more than 20000 lines") == is_rejected
     assert (reply == "") != is_rejected
 
 
 def test_trouble_with_a_header_stops_no_mail(asked, monkeypatch):
     monkeypatch.setattr(policy.admission, "verdict", lambda *_: 1 / 0)
-    assert asked.look("a@example.net", [CHANNEL], mail(b"\n")) == ""
+    assert asked.reply_to_header("a@example.net", [CHANNEL], mail(b"\n")) == ""
     assert "ZeroDivisionError" in asked.said[0] or "division" in asked.said[0]

@@ -241,7 +241,7 @@ def a_marked_mail(data: bytes) -> None:
 def a_milter_client(data: bytes) -> None:
     """Every answer is one of the protocol's, and rejects by what smtpd knows."""
     asked = policy.Policy(lambda: GATEWAY, lambda work: work() is None, lambda _: None)
-    said = conversation(lambda connection: milter.converse(connection, asked.look, wants_body=True), data)
+    said = conversation(lambda connection: milter.converse(connection, asked.reply_to_header, wants_body=True), data)
     answer = rb"\x00\x00\x00(\x0dO.{12}|\x01c|.y(550|450) [45](\.\d{1,3}){2} [\x20-\x7e]+\x00)"
     assert re.fullmatch(rb"(%s)*" % answer, said, re.DOTALL), said
 

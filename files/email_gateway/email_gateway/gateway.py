@@ -85,14 +85,14 @@ class Envelope(NamedTuple):
 class Attempt(NamedTuple):
     """What came of trying: the verdict, and the unit of the rate limit that was held (None: none).
 
-    flight: the hand-over, where the worker's log tells what becomes of it; is_told: it does so
+    flight: the hand-over, where the worker's log tells what becomes of it; is_logged: it does so
     of the unit, too, as Zulip has the mail.
     """
 
     verdict: Verdict
     unit: Ticket | None = None
     flight: Flight | None = None
-    is_told: bool = False
+    is_logged: bool = False
 
 
 class Question(NamedTuple):
@@ -119,7 +119,7 @@ class Gateway:
         # Mails that are being delivered, by key: a lock, and how many threads want it.
         self._busy: dict[bytes, tuple[Lock, int]] = {}
         # What the journal could not be told.
-        self._untold: list[tuple[Mail, Attempt]] = []
+        self._unwritten: list[tuple[Mail, Attempt]] = []
         self._unanswered: list[Question] = []
 
     def deliver(
@@ -141,7 +141,7 @@ class Gateway:
             is_brought = envelope.source == "postfix"
             brought = self.backlog.brought(self._address_of(envelope.recipient)) if is_brought else nullcontext()
             with self._alone(key), brought:
-                self._tell(key)
+                self._write_again(key)
                 if verdict := self.journal.verdict(key):
                     return verdict
                 if mail.content is not None and self.journal.has_posted(mail.content):
@@ -160,7 +160,7 @@ class Gateway:
 
     def succeed(self, former: Gateway) -> None:
         """Take over what the gateway of the former configuration is still about."""
-        self._lock, self._busy, self._untold = former._lock, former._busy, former._untold
+        self._lock, self._busy, self._unwritten = former._lock, former._busy, former._unwritten
         self._unanswered = former._unanswered
         self.outcomes, self.backlog = former.outcomes, former.backlog
         self.outcomes.follow(self.config.logs, self.config.hosts == 1)
@@ -180,7 +180,7 @@ class Gateway:
 
     def tidy(self) -> list[str]:
         """What has to be done now and then; what the operator has to be told."""
-        self._tell()
+        self._write_again()
         for question in list(self._unanswered):
             self._answered(question)
             self._unanswered.remove(question)
@@ -208,14 +208,14 @@ class Gateway:
                 if number > 1:
                     self._busy[key] = lock, number - 1
 
-    def _tell(self, key: bytes | None = None) -> None:
+    def _write_again(self, key: bytes | None = None) -> None:
         """Write what could not be written, of this mail or of all; raises Trouble."""
-        for entry in [entry for entry in self._untold if key in (None, entry[0].key)]:
+        for entry in [entry for entry in self._unwritten if key in (None, entry[0].key)]:
             self._write(*entry, None)
-            self._untold.remove(entry)
+            self._unwritten.remove(entry)
 
     def _outcome(self, flight: Flight, is_stopping: Callable[[], bool]) -> Attempt:
-        return Attempt(self.outcomes.wait(flight, is_stopping), flight.unit, flight, is_told=True)
+        return Attempt(self.outcomes.wait(flight, is_stopping), flight.unit, flight, is_logged=True)
 
     def _try(self, mail: Mail, message: Message, max_wait: float) -> Attempt:
         try:
@@ -314,20 +314,20 @@ class Gateway:
         """Ask Zulip whether it knows an address, and count what that costs; raises Trouble."""
         unit = self._unit(address, 0)
         verdict: Verdict = Deferred("4.3.0", "question", "not asked")
-        flight, is_told = None, False
+        flight, is_logged = None, False
         try:
             backend = self.backend()
             if self.config.worker_counts and self.outcomes.are_known:  # then its worker tells of it
                 with self.outcomes.turn(address.is_reply, _TURN_TO_ASK, self.stopping.is_set):
                     flight = self.outcomes.begin(None, address, unit)
                     verdict = backend.knows(address.text, self.spool)
-                    is_told = self.outcomes.handed(flight, verdict)
+                    is_logged = self.outcomes.handed(flight, verdict)
             else:
                 verdict = backend.knows(address.text, self.spool)
         finally:
-            if flight is not None and not is_told:
+            if flight is not None and not is_logged:
                 self.outcomes.forget(flight)
-            question = Question(address, Attempt(verdict, unit, flight, is_told))
+            question = Question(address, Attempt(verdict, unit, flight, is_logged))
             try:
                 self._answered(question)
             except Trouble:
@@ -337,10 +337,10 @@ class Gateway:
 
     def _answered(self, question: Question) -> None:
         """Write down what a question has cost; raises Trouble."""
-        verdict, unit, flight, is_told = question.attempt
+        verdict, unit, flight, is_logged = question.attempt
         with self.journal.change() as database:
-            self.pace.close(database, unit, verdict, is_told)
-            if flight is not None and not is_told:
+            self.pace.close(database, unit, verdict, is_logged)
+            if flight is not None and not is_logged:
                 self.journal.close_flight(database, flight)
             self._learn(database, question.address.text, verdict)
 
@@ -381,7 +381,7 @@ class Gateway:
     def _note(self, mail: Mail, attempt: Attempt, message: Message, keep_refused: bool) -> Verdict:
         """Write down what came of it, all at one stroke; the verdict as it is then."""
         verdict, copy = attempt.verdict, None
-        if verdict.cause == STOPPING and attempt.is_told:
+        if verdict.cause == STOPPING and attempt.is_logged:
             return verdict  # Zulip has it, and it will be asked for again
         try:
             if isinstance(verdict, Refused) and keep_refused:
@@ -407,7 +407,7 @@ class Gateway:
             # What Zulip has accepted stays delivered, and is not handed over again; and a unit
             # is given back as soon as that can be written.
             if isinstance(verdict, Delivered) or attempt.unit is not None or attempt.flight is not None:
-                self._untold.append((mail, attempt))
+                self._unwritten.append((mail, attempt))
             verdict = Delivered(f"{verdict.note}, but {trouble}") if isinstance(verdict, Delivered) else trouble.verdict
         if attempt.flight is not None and verdict.cause != WAITING:
             self.outcomes.forget(attempt.flight)
@@ -418,7 +418,7 @@ class Gateway:
         # Only what is final must survive a power cut: all else is tried again anyway.
         with self.journal.change(sync=not isinstance(verdict, Deferred)) as database:
             self.journal.finish(database, mail, verdict, copy, lost=verdict.cause == WAITING)
-            self.pace.close(database, attempt.unit, verdict, attempt.is_told)
+            self.pace.close(database, attempt.unit, verdict, attempt.is_logged)
             self._learn(database, mail.recipient, verdict)
             if isinstance(verdict, Delivered) and verdict.cause in (POSTED, ACCEPTED):
                 self._count_posted(database, mail, flight)

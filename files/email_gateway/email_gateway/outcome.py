@@ -149,7 +149,7 @@ class Outcomes:
                 if time.monotonic() > end:
                     raise self._too_long()
                 self._changed.wait(_PAUSE)
-                self.look()
+                self.read_log()
             self._is_handing = True
         try:
             yield
@@ -211,7 +211,7 @@ class Outcomes:
 
     def late(self) -> list[Flight]:
         """Those with a copy, whose outcome is known now."""
-        self.look()
+        self.read_log()
         with self._changed:
             return [flight for flight in self._flights if flight.copy and flight.kind]
 
@@ -228,13 +228,13 @@ class Outcomes:
     def has_failed(self, address: bytes, when: float) -> bool:
         """A mail stands in Zulip's file of failed mail, since that time (Unix seconds): True if it is taken
         care of here. address: see address_of."""
-        self.look()
+        self.read_log()
         with self._changed, self._journal.change() as database:
             if self._journal.is_expected_failure(database, address):
                 return True
             for flight in self._flights:
-                is_told = flight.kind or flight.failed is not None
-                if flight.address == address and flight.begun <= when + 1 and not is_told:
+                is_logged = flight.kind or flight.failed is not None
+                if flight.address == address and flight.begun <= when + 1 and not is_logged:
                     flight.failed = time.time()
                     self._journal.save_flight(database, flight)
                     return True
@@ -243,13 +243,13 @@ class Outcomes:
     def _catch_up(self) -> None:
         """Read all that the worker has told so far; raises Trouble."""
         for _ in range(_MOST_LOOKS):
-            self.look()
+            self.read_log()
             if not (self._log.is_behind or self._errors.is_behind):
                 return
         what = "Zulip's log has grown by much, and is still being read"
         raise Trouble("4.3.2", "worker log", f"{what}; look at: ls -l {self._folder}")
 
-    def look(self) -> None:
+    def read_log(self) -> None:
         """Read what the worker has told since, and write down whom it is about."""
         with self._changed:
             for line in (*self._log.read(), *self._errors.read()):
@@ -265,7 +265,7 @@ class Outcomes:
         """Note how far the log was read, so that a start goes on there; and forget those outcomes that
         nobody has asked for. Raises Trouble."""
         with self._changed:
-            self.look()
+            self.read_log()
             self._write()
             old, doubted = time.time() - RETENTION, time.time() - _DOUBTED
             for flight in [
@@ -283,7 +283,7 @@ class Outcomes:
     def keep(self) -> None:
         """Before the end, write down what is under way: the journal may be new meanwhile. Raises Trouble."""
         with self._changed:
-            self.look()
+            self.read_log()
             with self._journal.change() as database:
                 for flight in self._flights:
                     self._journal.keep_flight(database, flight)
@@ -449,7 +449,7 @@ class Outcomes:
         end = time.monotonic() + seconds
         with self._changed:
             while True:
-                self.look()
+                self.read_log()
                 if flight.kind and not self._may_be_anothers(flight):
                     return True
                 if time.monotonic() > end or is_stopping():

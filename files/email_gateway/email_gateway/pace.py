@@ -54,7 +54,7 @@ _MOST_WAITING, _MOMENT = 8, 2.0
 Backoff = dict[str, Any]
 
 
-def settle(units: Sequence[Unit], now: float) -> None:
+def correct_clock(units: Sequence[Unit], now: float) -> None:
     """Correct in `units` what a clock that was set back has left in the future."""
     for unit in units:
         unit.opened = min(unit.opened, now)
@@ -160,19 +160,19 @@ class Pace:
                 with self._lock:
                     self._waiting.discard(address)
 
-    def close(self, database: sqlite3.Connection, ticket: Ticket | None, verdict: Verdict, is_told: bool) -> None:
+    def close(self, database: sqlite3.Connection, ticket: Ticket | None, verdict: Verdict, is_logged: bool) -> None:
         """Note what became of the hand-over that held this unit (None: a reply, without one).
 
-        is_told: the worker's log tells when the unit was consumed, or will.
+        is_logged: the worker's log tells when the unit was consumed, or will.
         """
         now = self._clock()
         in_doubt = isinstance(verdict, Deferred) and verdict.in_doubt
         counted = in_doubt or isinstance(verdict, Delivered) or (isinstance(verdict, Deferred) and verdict.counted)
-        if ticket is not None and not is_told and counted:
+        if ticket is not None and not is_logged and counted:
             if not self._journal.has_issued(ticket):  # it was lost meanwhile, and the unit with it
                 ticket = self._journal.open_unit(database, now)
             self._journal.save_units(database, [Unit(ticket.unit, now, None if in_doubt else now, in_doubt)])
-        elif ticket is not None and not is_told and self._journal.has_issued(ticket):
+        elif ticket is not None and not is_logged and self._journal.has_issued(ticket):
             self._journal.remove_unit(database, ticket.unit)
         backoff: Backoff | None = self._journal.note("backoff")
         if isinstance(verdict, Deferred):
@@ -216,11 +216,11 @@ class Pace:
             ]
             self._journal.save_units(database, killed)
 
-    def look(self) -> list[Unit]:
+    def units(self) -> list[Unit]:
         """The units as they are now; writes nothing."""
         now = self._clock()
         units = self._journal.units(now - self._longest)
-        settle(units, now)
+        correct_clock(units, now)
         return units
 
     def tidy(self) -> None:
@@ -233,7 +233,7 @@ class Pace:
             self._learn(database, now)
         units = self._journal.units(now - self._longest)
         before = [replace(unit) for unit in units]
-        settle(units, now)
+        correct_clock(units, now)
         changed = [unit for unit, then in zip(units, before, strict=True) if unit != then]
         self._journal.save_units(database, changed)
         return units

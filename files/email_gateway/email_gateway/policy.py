@@ -114,7 +114,7 @@ class Policy:
             return self._gateway().config.sender_checks != sender_checks.OFF
         return False
 
-    def look(self, sender: str, recipients: list[str], header: Message, dashes: int = 0) -> str:
+    def reply_to_header(self, sender: str, recipients: list[str], header: Message, dashes: int = 0) -> str:
         """The SMTP reply to a mail whose header this is, if it may not go to one of its recipients; else nothing.
         It goes to none of them then: the alternative is a bounce, to a sender who may be forged."""
         return self._reply(partial(self._refusal, sender, recipients, header, dashes))

@@ -61,7 +61,7 @@ class Questions:
         # What Zulip has said of an address, and until when it is good enough.
         self._bad: OrderedDict[bytes, tuple[Refused, float]] = OrderedDict()
         # Until when an address is not asked for again, and until when none is.
-        self._untold: OrderedDict[bytes, float] = OrderedDict()
+        self._unanswered: OrderedDict[bytes, float] = OrderedDict()
         self._silent = 0.0
         # How many questions of a client were idle in a row, and until when it waits.
         self._clients: OrderedDict[str, tuple[int, float]] = OrderedDict()
@@ -77,7 +77,7 @@ class Questions:
             if found := self._found(key, journal):
                 return found
             if key not in self._asking:
-                if self._clock() < self._untold.get(key, 0.0):
+                if self._clock() < self._unanswered.get(key, 0.0):
                     return _NOT_TOLD
                 if not self._may_ask(client):
                     return _TOO_MANY
@@ -93,7 +93,7 @@ class Questions:
 
     def _leave(self, key: bytes) -> Deferred:
         """Do not ask for an address for a while."""
-        _remember(self._untold, key, self._clock() + _SILENCE, _MOST_CLIENTS)
+        _remember(self._unanswered, key, self._clock() + _SILENCE, _MOST_CLIENTS)
         return _NOT_TOLD
 
     def _found(self, key: bytes, journal: Journal) -> Verdict | None:

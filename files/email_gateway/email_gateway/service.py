@@ -209,7 +209,7 @@ class Service:
             connection.setblocking(True)
             if not self._stopping.is_set():
                 if connection.recv(1, socket.MSG_PEEK) == milter.FIRST:
-                    milter.converse(connection, self._policy.look, self._policy.wants_body)
+                    milter.converse(connection, self._policy.reply_to_header, self._policy.wants_body)
                 else:
                     self._policy.converse(connection)
         self._asking.discard(connection)

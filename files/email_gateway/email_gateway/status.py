@@ -29,7 +29,7 @@ def collect(config: Config) -> dict[str, Any]:
     """Everything `status` tells, as plain data. Changes nothing; raises Trouble."""
     now = time.time()
     journal = Journal(config.state_dir, create=False)
-    units = Pace(config, journal).look()
+    units = Pace(config, journal).units()
     counts = journal.counts()
     copies, lost, waiting = journal.number_of_copies()
     lost_bytes = journal.lost_bytes()
