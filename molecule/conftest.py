@@ -9,7 +9,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -62,6 +62,36 @@ class ZulipHost:
         done = self.host.run(script)
         assert done.rc == 0, f"{script}: {done.rc}\n{done.stdout}\n{done.stderr}"
         return str(done.stdout)
+
+    def _run(self, command: Sequence[str], text: str) -> str:
+        done = subprocess.run(
+            [*testhosts.inside(self.container), *command], input=text, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, f"{text}\n{command}: {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done.stdout
+
+    def python(self, script: str, *arguments: str) -> str:
+        """Run a Python script as root; its output. Fails with all it printed."""
+        return self._run(("python3", "-", *arguments), script)
+
+    def write(self, path: str, text: str) -> None:
+        """Write a file of root's."""
+        self._run(("sh", "-c", 'cat > "$1"', "sh", path), text)
+
+    def in_zulip(self, *statements: str) -> None:
+        """Change something in Zulip's database."""
+        lines = "\n".join(f"database.execute({text!r})" for text in statements)
+        self.python(
+            "import sqlite3\n"
+            "database = sqlite3.connect('/var/lib/zulip-standin/zulip.sqlite', timeout=30)\n"
+            f"{lines}\ndatabase.commit()"
+        )
+
+    def banner(self) -> str:
+        """What port 25 says first."""
+        return self.python(
+            "import socket; print(socket.create_connection(('127.0.0.1', 25), 5).recv(200).decode())"
+        ).strip()
 
     def state(self) -> dict[str, Any]:
         return testhosts.zulip_state(self.container)

@@ -41,14 +41,16 @@ def limits(mx: ZulipHost, windows: str, zulip: str = "") -> None:
     rules = [tuple(int(part) for part in reversed(window.split("/"))) for window in (zulip or windows).split()]
     mx.sh(
         f"""
-        systemctl stop zulip-email-gateway.service
+        systemctl stop zulip-email-gateway.service zulip-worker
         sed -i 's#^windows = .*#windows = {windows}#' /etc/zulip-email-gateway/gateway.conf
         rm -f /run/zulip-standin/*
-        systemctl stop zulip-worker
         rm -rf {JOURNAL}* {STATE}/failures-position.json {STATE}/quarantine {ERRORS}
         rm -f /var/log/zulip/workers.log* /var/log/zulip/events_email_mirror.log*
-        python3 -c "import sqlite3; d = sqlite3.connect('/var/lib/zulip-standin/zulip.sqlite');
-[d.execute('DELETE FROM ' + t) for t in ('limiter', 'queue', 'message', 'dropped', 'taken')]; d.commit()"
+        """
+    )
+    mx.in_zulip(*(f"DELETE FROM {table}" for table in ("limiter", "queue", "message", "dropped", "taken")))
+    mx.sh(
+        f"""
         {set_in_zulip("RATE_LIMITING_MIRROR_REALM_RULES", rules)}
         systemctl start zulip-worker
         # Without a log the service does not know what Zulip has counted, and waits for an hour.
@@ -236,7 +238,7 @@ print(kills)
 
 def killed_at_random_moments(mx: ZulipHost, subject: str, victim: str) -> None:
     limits(mx, WIDE)
-    mx.sh(f"cat > /root/killer.py <<'EOF'\n{KILLER.replace('VICTIM', victim)}\nEOF\n")
+    mx.write("/root/killer.py", KILLER.replace("VICTIM", victim))
     mx.sh("systemd-run --quiet --unit killer --property StandardOutput=file:/root/kills python3 /root/killer.py")
     assert mx.send(mx.address(), subject=subject, count=100)["accepted"] == 100
     wait(lambda: mx.host.run("systemctl is-active killer").rc != 0, 70)

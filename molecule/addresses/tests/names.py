@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 import secrets
 import subprocess
 from pathlib import Path
@@ -51,12 +50,6 @@ def sent_back(mx: ZulipHost, words: str) -> str:
 
 def token(mx: ZulipHost, channel: str) -> str:
     return next(row["token"] for row in mx.state()["channels"] if row["name"] == channel)
-
-
-def zulip(mx: ZulipHost, statement: str) -> None:
-    """Change something in the stand-in."""
-    change = f"d = sqlite3.connect('/var/lib/zulip-standin/zulip.sqlite'); d.execute({statement!r}); d.commit()"
-    mx.sh(f"python3 -c {json.dumps('import sqlite3; ' + change)}")
 
 
 def test_an_alias_leads_to_its_channel(mx, subject):
@@ -117,19 +110,19 @@ def test_who_is_blocked_may_write_to_nobody_but_postmaster(mx, subject):
 
 def test_no_sender_learns_a_channels_address(mx, subject):
     """By a rejection, by a bounce or by what stands in it."""
-    zulip(mx, "INSERT INTO closed VALUES ('support', 'Not authorized')")
+    mx.in_zulip("INSERT INTO closed VALUES ('support', 'Not authorized')")
     try:
         answer = mx.send(f"help@{mx.domain}", subject=subject)
         # Zulip 11's mail server rejects it at RCPT already.
         bounce = sent_back(mx, subject) if answer["accepted"] else ""
     finally:
-        zulip(mx, "DELETE FROM closed")
+        mx.in_zulip("DELETE FROM closed")
     assert f"help@{mx.domain}" in bounce or answer["refused"]
     assert token(mx, "support")[:8] not in f"{answer} {bounce} {said(mx)}"
 
 
 def test_a_regenerated_address_delays_mail_until_the_next_run(mx, subject):
-    zulip(mx, f"UPDATE channel SET token = '{secrets.token_hex(16)}' WHERE name = 'support'")
+    mx.in_zulip(f"UPDATE channel SET token = '{secrets.token_hex(16)}' WHERE name = 'support'")
     [[_, code, text]] = mx.send(f"help@{mx.domain}", subject=subject)["refused"]
     assert code == 450 and "the alias help leads to an address that Zulip does not know any more" in text
     assert changed(mx.play()) > 0
@@ -161,13 +154,13 @@ def test_doctor_lists_every_alias_and_whether_zulip_knows_it(mx):
     assert f"ok     mail for alerts@{mx.domain} goes to #general\n" in found
     before = token(mx, "support")
     mx.sh("rm -f /var/lib/zulip-email-gateway/journal.sqlite*; systemctl restart zulip-email-gateway")
-    zulip(mx, f"UPDATE channel SET token = '{secrets.token_hex(16)}' WHERE name = 'support'")
+    mx.in_zulip(f"UPDATE channel SET token = '{secrets.token_hex(16)}' WHERE name = 'support'")
     try:
         found = mx.host.run("zulip-email-gateway doctor").stdout
         words = "the alias help leads to an address that Zulip does not know any more; run playbooks/site.yml"
         assert f"WRONG  mail for help@{mx.domain} waits: {words}" in found, found
     finally:
-        zulip(mx, f"UPDATE channel SET token = '{before}' WHERE name = 'support'")
+        mx.in_zulip(f"UPDATE channel SET token = '{before}' WHERE name = 'support'")
 
 
 JOERG = "jörg@sender.example.org"

@@ -307,7 +307,6 @@ def alerts(mx: ZulipHost) -> list[str]:
 def fresh(request) -> None:
     """Nothing to complain of, also where these tests have run before: a probe was posted, and no alert today."""
     mx = ZulipHost("doctor", {"test_zulip10": "mx1", "test_zulip11": "mx2"}[request.module.__name__.rpartition(".")[2]])
-    database = f"""python3 -c 'import sqlite3, sys; sqlite3.connect("{JOURNAL}").executescript(sys.argv[1])'"""
     forget = "DELETE FROM queued; DELETE FROM note WHERE name LIKE 'alerts%'"
     service = "zulip-email-gateway.service"
     # The timer's own probe, two to seven minutes after site.yml, would come while something is broken.
@@ -318,10 +317,10 @@ def fresh(request) -> None:
         systemctl daemon-reload; systemctl restart $timer
         """
     )
-    mx.sh(
-        f"set -e; zulip-email-gateway quarantine purge --all; systemctl start zulip-email-gateway-probe; "
-        f'systemctl stop {service}; {database} "{forget}"; systemctl start {service}'
-    )
+    mx.sh("set -e; zulip-email-gateway quarantine purge --all; systemctl start zulip-email-gateway-probe")
+    mx.sh(f"systemctl stop {service}")
+    mx.python("import sqlite3, sys; sqlite3.connect(sys.argv[1]).executescript(sys.argv[2])", JOURNAL, forget)
+    mx.sh(f"systemctl start {service}")
 
 
 def test_a_healthy_host_shows_only_ok(mx):
@@ -368,7 +367,7 @@ def settled(mx: ZulipHost) -> None:
 
 
 AGED = r"""
-import glob, os, re, sqlite3
+import glob, os, re, sqlite3, sys
 [mail] = glob.glob("/var/spool/postfix/deferred/*/*")
 
 def aged(found):
@@ -380,7 +379,7 @@ with open(mail, "r+b") as file:
     new = re.sub(rb"(T.)(\d{10})( \d+)", aged, text, count=1)
     assert new != text
     file.seek(0); file.write(new)
-database = sqlite3.connect("JOURNAL")
+database = sqlite3.connect(sys.argv[1])
 aged = "UPDATE queued SET at = at - 7200, accepted = accepted - 7200 WHERE queue_id = ?"
 database.execute(aged, (os.path.basename(mail),))
 database.commit()
@@ -393,7 +392,7 @@ def test_mail_that_has_waited_for_two_hours(mx, subject):
     try:
         assert mx.send(mx.address(), subject=subject)["accepted"] == 1
         assert wait(lambda: "deferred transport" in mx.sh("mailq"), 20)
-        mx.sh(f"python3 - <<'EOF'\n{AGED.replace('JOURNAL', JOURNAL)}\nEOF")
+        mx.python(AGED, JOURNAL)
         status, told = doctor(mx)
         assert status == 1 and re.search(
             r"WRONG  1 mails wait in Postfix's queue, the oldest for 72\d\d s: deferred", told

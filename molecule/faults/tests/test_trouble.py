@@ -148,10 +148,7 @@ def test_unknown_token_is_told_and_kept_and_can_be_replayed(mx, subject):
     assert "Bad destination mailbox address" in envelope and token not in envelope
     assert f"Subject: {subject}" in mx.sh("cat /root/mail") and "reason:" not in mx.sh("cat /root/mail")
     assert mx.sh("zulip-email-gateway quarantine purge --older-than 1").strip() == "0 removed"
-    mx.sh(
-        "python3 -c \"import sqlite3; d = sqlite3.connect('/var/lib/zulip-standin/zulip.sqlite');"
-        f"d.execute('INSERT INTO channel VALUES (?, ?, ?)', ('{token[-6:]}', 'new', '{token}')); d.commit()\""
-    )
+    mx.in_zulip(f"INSERT INTO channel VALUES ('{token[-6:]}', 'new', '{token}')")
     assert "posted in Zulip" in mx.sh(f"zulip-email-gateway quarantine replay {number}")
     mx.wait_for(subject)
     assert mx.sh("zulip-email-gateway quarantine list") == ""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import secrets
 import threading
 import time
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from typing import Any
 import pytest
 import testhosts
 from conftest import ZulipHost, tell, wait
-from figures import SCALED, WIDE, Fault, bounces, broken, clean, dropped_by_zulip, limits, twice
+from figures import JOURNAL, SCALED, WIDE, Fault, bounces, broken, clean, dropped_by_zulip, limits, twice
 
 REAL = "50/60 120/300 600/3600"
 POLICY = "/run/zulip-email-gateway.policy"
@@ -54,14 +55,7 @@ def flooding(mx: ZulipHost, *arguments: str, to: list[str]) -> Iterator[dict[str
 
 def channel(mx: ZulipHost, name: str) -> str:
     """The address of a channel of this name, which is made."""
-    mx.sh(
-        f"""python3 - <<'EOF'
-import secrets, sqlite3
-database = sqlite3.connect('/var/lib/zulip-standin/zulip.sqlite', timeout=30)
-database.execute("INSERT OR IGNORE INTO channel VALUES (?, ?, ?)", ({name!r}, {name!r}, secrets.token_hex(16)))
-database.commit()\nEOF
-"""
-    )
+    mx.in_zulip(f"INSERT OR IGNORE INTO channel VALUES ('{name}', '{name}', '{secrets.token_hex(16)}')")
     return mx.address(name)
 
 
@@ -245,8 +239,8 @@ def test_restarted_again_and_again_it_accepts_all_and_counts_on(mx, subject):
             mx.sh("systemctl restart zulip-email-gateway.service; sleep 0.5")
     assert told["accepted"] == 100 and wait(lambda: len(mx.messages(subject)) == 100, 60), mx.journal()
     assert twice(mx, subject) == 0
-    script = "import sqlite3; print(sqlite3.connect('/var/lib/zulip-email-gateway/journal.sqlite').execute("
-    assert mx.sh(f"python3 -c \"{script}'SELECT count(*) FROM queued').fetchone()[0])\"").strip() == "0"
+    count = "execute('SELECT count(*) FROM queued').fetchone()"
+    assert mx.python(f"import sqlite3; print(sqlite3.connect('{JOURNAL}').{count})").strip() == "(0,)"
 
 
 def test_roots_mailbox_is_not_filled_from_outside(mx, subject):

@@ -188,7 +188,7 @@ while time.time() < end:
         except OSError: pass
     time.sleep(1)
 """
-        mx.sh(f"cat > /root/slow.py <<'EOF'\n{script}\nEOF")
+        mx.write("/root/slow.py", script)
         mx.sh("systemd-run --quiet --unit slow python3 /root/slow.py")
         try:
             # All are greeted: processes that start keep the other client waiting, whoever they are for.

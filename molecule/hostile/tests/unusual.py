@@ -57,8 +57,11 @@ UNUSUAL: dict[str, tuple[bytes, str]] = {
 
 def taken(mx: ZulipHost, subject: str) -> list[bytes]:
     """The mails with this subject as Zulip was given them."""
-    script = "import sqlite3; [print(row[0]) for row in sqlite3.connect('/var/lib/zulip-standin/zulip.sqlite').execute("
-    rows = mx.sh(f"python3 -c \"{script}'SELECT msg_base64 FROM taken')]\"").split()
+    rows = mx.python("""
+import sqlite3
+for row in sqlite3.connect('/var/lib/zulip-standin/zulip.sqlite').execute('SELECT msg_base64 FROM taken'):
+    print(row[0])
+""").split()
     return [content for content in map(base64.b64decode, rows) if subject.encode() in content]
 
 

@@ -58,7 +58,7 @@ def interrupted(mx: ZulipHost, classes: str, monkeypatch: pytest.MonkeyPatch) ->
     for kills in range(15):
         done = mx.play(zulip_puppet_classes=classes)
         # Zulip can read its settings, and Postfix runs with all of a configuration or not at all.
-        mx.sh("python3 -c \"compile(open('/etc/zulip/settings.py').read(), 's', 'exec')\"")
+        mx.python("compile(open('/etc/zulip/settings.py').read(), 's', 'exec')")
         mx.sh("if systemctl --quiet is-active postfix; then postfix check && postconf -n > /dev/null; fi")
         if done.returncode != -9:
             assert done.returncode == 0, done.stdout[-3000:]

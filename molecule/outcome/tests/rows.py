@@ -22,19 +22,6 @@ def fresh(mx: ZulipHost, version: int) -> ZulipHost:
     return mx
 
 
-def database(mx: ZulipHost, *statements: str) -> None:
-    """Change something in Zulip's database."""
-    lines = "\n".join(f"database.execute({text!r})" for text in statements)
-    mx.sh(
-        f"""python3 - <<'EOF'
-import sqlite3
-database = sqlite3.connect('/var/lib/zulip-standin/zulip.sqlite', timeout=30)
-{lines}
-database.commit()\nEOF
-"""
-    )
-
-
 def told(mx: ZulipHost) -> list[str]:
     """What Postfix was told of each mail since the test began, as "dsn status (text)"."""
     lines = mx.sh(f"journalctl -o cat -u 'postfix*' --since=@{mx.began} | grep 'relay=zulip' || true").splitlines()
@@ -85,7 +72,7 @@ def test_dropped_because_of_the_mail_itself(mx, subject, name):
     text, is_reply, changes, code, words = REFUSED[name]
     text = text or "Subject: {}\nFrom: a@sender.example.org\n\nhello\n"
     if changes:
-        database(mx, *changes)
+        mx.in_zulip(*changes)
     try:
         sent = mx.send(mx.reply_address() if is_reply else mx.address(), raw=raw(text.format(subject)))
         if changes == [CLOSED] and mx.version >= 11:  # its server says so at RCPT
@@ -94,7 +81,7 @@ def test_dropped_because_of_the_mail_itself(mx, subject, name):
         assert wait(lambda: told(mx), 20)
         assert f"{code}, status=bounced" in told(mx)[0] and words in told(mx)[0], told(mx)
     finally:
-        database(mx, "DELETE FROM closed", "DELETE FROM inactive")
+        mx.in_zulip("DELETE FROM closed", "DELETE FROM inactive")
     assert mx.state()["messages"] == []
     assert words in quarantine(mx) and len(quarantine(mx).splitlines()) == 1
     facts = status(mx)
@@ -252,11 +239,11 @@ def test_late_and_dropped_it_stays_in_quarantine(mx, subject):
     with broken(mx, stopped("zulip-worker")):
         mx.send(mx.reply_address(), text=subject)
         assert wait(lambda: status(mx)["waiting"] == 1, 30)
-        database(mx, "CREATE TABLE kept AS SELECT * FROM reply", "DELETE FROM reply")
+        mx.in_zulip("CREATE TABLE kept AS SELECT * FROM reply", "DELETE FROM reply")
     try:
         assert wait(lambda: status(mx)["lost"] == 1, 30), status(mx)
     finally:
-        database(mx, "INSERT INTO reply SELECT * FROM kept", "DROP TABLE kept")
+        mx.in_zulip("INSERT INTO reply SELECT * FROM kept", "DROP TABLE kept")
     assert "the address is gone" in quarantine(mx)
     assert "mails that Zulip accepted and did not post" in mx.host.run("zulip-email-gateway doctor").stdout
     number = quarantine(mx).split()[0]
@@ -323,7 +310,7 @@ def test_another_producers_mail_is_not_taken_for_ours(mx, subject):
     address = mx.address("support")
     mx.send(mx.address(), subject=subject, count=10)
     for text in (other, blank) * 5:
-        database(mx, f"INSERT INTO queue (rcpt_to, msg_base64) VALUES ('{address}', '{text}')")
+        mx.in_zulip(f"INSERT INTO queue (rcpt_to, msg_base64) VALUES ('{address}', '{text}')")
     flush_until(mx, subject, 11, 60)
     assert len(mx.messages(subject)) == 11 and twice(mx, subject) == 0
     assert wait(lambda: status(mx)["counts"]["delivered"].get("posted") == 11, 20), status(mx)

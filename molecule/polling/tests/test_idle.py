@@ -165,7 +165,7 @@ def test_a_full_inbox_and_everything_is_cut_and_killed(mx, inbox, subject):
     mx.sh(f"systemctl stop {POLL}")
     fields = {"user": inbox.user, "password": inbox.password, "channel": inbox.channel, "subject": subject}
     script = FILL.format(number=number, **fields)
-    inbox.imap.sh(f"cat > /root/fill.py <<'EOF'\n{script}\nEOF\npython3 /root/fill.py")
+    inbox.imap.python(script)
     mx.sh(f"systemctl start {POLL}")
     rng = random.Random(7)
     todo = ["cut"] * 50 + [POLL, "zulip-email-gateway"] * 20
@@ -202,8 +202,8 @@ def test_what_was_accepted_before_a_crash_is_not_posted_again(mx, inbox, subject
     if is_marked:
         inbox.imap.sh(f"doveadm flags add -u {inbox.user} '\\Deleted' mailbox INBOX all")
     identity = f"{inbox.user} {inbox.imap.fqdn} INBOX {status.strip().rpartition('=')[2]}"
-    mx.sh(f"""systemctl stop zulip-email-gateway
-        python3 -IS <<'EOF'
+    mx.sh("systemctl stop zulip-email-gateway")
+    mx.python(f"""
 import sqlite3, sys, time
 sys.path.insert(0, "/usr/local/lib/zulip-email-gateway")
 from email_gateway.journal import key_of
@@ -212,8 +212,8 @@ journal.execute("INSERT INTO mail (key, source, recipient, sender, queue_id, siz
                 " VALUES (?1, 'inbox', '', '', '', 0, 'delivered', ?2, ?2)",
                 (key_of("inbox", "{identity}", "{uid}", b""), time.time()))
 journal.commit()
-EOF
-        chown zulip-email-gateway: {JOURNAL}*; systemctl start zulip-email-gateway {POLL}""")
+""")
+    mx.sh(f"chown zulip-email-gateway: {JOURNAL}*; systemctl start zulip-email-gateway {POLL}")
     assert wait(lambda: not inbox.count(), 20)
     time.sleep(1)
     assert mx.messages(subject) == []
@@ -247,7 +247,7 @@ def test_bombs_in_the_inbox_fill_no_memory_and_delay_no_reply(mx, inbox, subject
         script = f"""import imaplib
 box = imaplib.IMAP4("127.0.0.1"); box.login("{inbox.user}", "{inbox.password}")
 box.append("INBOX", None, None, ({text}).replace("CHANNEL", "{inbox.channel}").encode())"""
-        inbox.imap.sh(f"cat > /root/bomb.py <<'EOF'\n{script}\nEOF\npython3 /root/bomb.py")
+        inbox.imap.python(script)
     reply = f"From: user@example.org\r\nTo: {inbox.reply}\r\nSubject: x\r\n\r\n{subject}\r\n"
     (began,) = inbox.put([reply])
     posted = wait(lambda: [one for one in mx.state()["messages"] if subject in one["content"]], 60)

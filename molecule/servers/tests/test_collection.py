@@ -81,7 +81,7 @@ def test_installed_and_run_by_its_name(mx, tarball, subject):
 
 def test_roles_by_their_full_names(mx):
     folder = "/root/.ansible/collections/ansible_collections/zulip_email/gateway"
-    mx.sh(f"cat > /root/own.yml <<'EOF'\n{OWN.replace('{{ gateway }}', folder)}EOF")
+    mx.write("/root/own.yml", OWN.replace("{{ gateway }}", folder))
     assert "changed=0" in play(mx, "/root/own.yml")
 
 

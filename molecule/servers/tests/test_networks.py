@@ -337,11 +337,11 @@ def test_the_hosts_own_public_address_counts_as_the_host(mx):
     assert changed(mx.play("--tags", "postfix", postfix_localmail_outgoing=True)) > 0
     talk = "s.ehlo(); s.mail('a@b.example'); print(s.rcpt('c@d.example')[0])"
     script = f"import smtplib; s = smtplib.SMTP('{address}'); {talk}"
-    assert mx.sh(f'python3 -c "{script}"').strip() == "250"
+    assert mx.python(script).strip() == "250"
     [[_, code, _]] = mx.send("user@sender.example.org")["refused"]
     assert code == 554
     assert postfix(mx) > 0
-    assert mx.sh(f'python3 -c "{script}"').strip() == "554"
+    assert mx.python(script).strip() == "554"
 
 
 def test_a_relay_host_is_not_lost(mx):
