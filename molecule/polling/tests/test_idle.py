@@ -10,7 +10,7 @@ from collections import Counter
 
 import pytest
 from conftest import ZulipHost, tell, wait
-from figures import JOURNAL, ZULIP_DOWN, broken, clean, limits
+from figures import JOURNAL, ZULIP_DOWN, Fault, broken, clean, limits
 from imap_inbox import POLL, Inbox
 
 
@@ -160,7 +160,7 @@ for number in range({number}):
 def test_a_full_inbox_and_everything_is_cut_and_killed(mx, inbox, subject):
     """None lost, none twice; one for which the service was killed may be in doubt. By hand with
     MAILS=10000, which takes 12 minutes."""
-    number = int(os.environ.get("MAILS", "2000"))
+    number = int(os.environ.get("MAILS", "1000"))
     limits(mx, "1000/5 8000/60")
     mx.sh(f"systemctl stop {POLL}")
     fields = {"user": inbox.user, "password": inbox.password, "channel": inbox.channel, "subject": subject}
@@ -168,7 +168,7 @@ def test_a_full_inbox_and_everything_is_cut_and_killed(mx, inbox, subject):
     inbox.imap.python(script)
     mx.sh(f"systemctl start {POLL}")
     rng = random.Random(7)
-    todo = ["cut"] * 50 + [POLL, "zulip-email-gateway"] * 20
+    todo = ["cut"] * 25 + [POLL, "zulip-email-gateway"] * 10
     rng.shuffle(todo)
     began = time.monotonic()
     for what in todo:
@@ -179,7 +179,7 @@ def test_a_full_inbox_and_everything_is_cut_and_killed(mx, inbox, subject):
             mx.sh(f"systemctl kill --signal=KILL {what}; systemctl reset-failed {what}; systemctl start {what}")
     left = inbox.count()
     assert left > 0  # it was cut and killed while there was something to do
-    all_posted(mx, inbox, "cut 50 times, killed 40 times", subject, number, 900, in_doubt=20)
+    all_posted(mx, inbox, "cut 25 times, killed 20 times", subject, number, 900, in_doubt=10)
     tell(f"{number} mails: {time.monotonic() - began:.0f} s, {left} left after the last cut")
 
 
@@ -234,6 +234,7 @@ def test_no_secret_shows(mx, inbox):
     assert (file.user, file.mode) == ("zulip-email-gateway", 0o400)
 
 
+GATEWAY_CONF = "/etc/zulip-email-gateway/gateway.conf"
 BOMBS = {
     "header lines": "'To: x\\r\\n' * 2_500_000",
     "one long field": "'To: ' + '.' * 18_000_000 + '\\r\\n'",
@@ -242,19 +243,23 @@ BOMBS = {
 
 
 def test_bombs_in_the_inbox_fill_no_memory_and_delay_no_reply(mx, inbox, subject):
-    mx.sh(f"systemctl restart {POLL}")
-    for text in BOMBS.values():
-        script = f"""import imaplib
+    """With the timeout that servers have: on a busy machine Dovecot is silent for longer than these tests' own."""
+    set_timeout = (
+        "sed -i 's/^timeout = .*/timeout = {}/' /etc/zulip-email-gateway/gateway.conf; systemctl restart " + POLL
+    )
+    with broken(mx, Fault(set_timeout.format(30), set_timeout.format(4))):
+        for text in BOMBS.values():
+            script = f"""import imaplib
 box = imaplib.IMAP4("127.0.0.1"); box.login("{inbox.user}", "{inbox.password}")
 box.append("INBOX", None, None, ({text}).replace("CHANNEL", "{inbox.channel}").encode())"""
-        inbox.imap.python(script)
-    reply = f"From: user@example.org\r\nTo: {inbox.reply}\r\nSubject: x\r\n\r\n{subject}\r\n"
-    (began,) = inbox.put([reply])
-    posted = wait(lambda: [one for one in mx.state()["messages"] if subject in one["content"]], 60)
-    delay = posted[0]["at"] - began
-    assert wait(lambda: mx.messages("large") and inbox.count() == 2, 90), mx.journal()
-    process = mx.sh(f"systemctl show -P MainPID {POLL}").strip()
-    memory = int(mx.sh(f"grep VmHWM /proc/{process}/status").split()[1]) / 1024
-    ticks = sum(map(int, mx.sh(f"cut -d' ' -f14,15 /proc/{process}/stat").split())) / 100
-    tell(f"3 bombs of 18 MB in the inbox: poller {memory:.0f} MiB, {ticks:.1f} s of CPU, reply after {delay:.1f} s")
-    assert delay <= 20 and memory <= 60 and ticks <= 4 and inbox.count("Zulip-Failed") == 0
+            inbox.imap.python(script)
+        reply = f"From: user@example.org\r\nTo: {inbox.reply}\r\nSubject: x\r\n\r\n{subject}\r\n"
+        (began,) = inbox.put([reply])
+        posted = wait(lambda: [one for one in mx.state()["messages"] if subject in one["content"]], 60)
+        delay = posted[0]["at"] - began
+        assert wait(lambda: mx.messages("large") and inbox.count() == 2, 90), mx.journal()
+        process = mx.sh(f"systemctl show -P MainPID {POLL}").strip()
+        memory = int(mx.sh(f"grep VmHWM /proc/{process}/status").split()[1]) / 1024
+        ticks = sum(map(int, mx.sh(f"cut -d' ' -f14,15 /proc/{process}/stat").split())) / 100
+        tell(f"3 bombs of 18 MB in the inbox: poller {memory:.0f} MiB, {ticks:.1f} s of CPU, reply after {delay:.1f} s")
+        assert delay <= 20 and memory <= 60 and ticks <= 4 and inbox.count("Zulip-Failed") == 0
