@@ -77,6 +77,12 @@ def slowest(mx: ZulipHost, address: str, subject: str, seconds: float, pause: fl
     return max(times)
 
 
+def longest_reply(mx: ZulipHost, subject: str) -> float:
+    """How long a reply may take in a flood (seconds): 2, and twice what it takes without one while this machine is busy
+    with other tests."""
+    return 2 + 2 * slowest(mx, mx.reply_address(), f"u{subject}", 8, 0.5)
+
+
 def queued(mx: ZulipHost, address: str = "") -> int:
     """How many mails wait in Postfix's queue, for this address."""
     # postqueue tells of a mail twice that moves to another queue meanwhile.
@@ -98,7 +104,7 @@ def service_cpu(mx: ZulipHost) -> float:
 
 def test_behind_2000_mails_to_one_channel_nobody_else_waits(mx, subject):
     """And no more of them wait in the queue than may; what was accepted is posted or waits."""
-    other = channel(mx, "other")
+    other, most_seconds = channel(mx, "other"), longest_reply(mx, subject)
     before, since = service_cpu(mx), mx.sh("date +%s").strip()
     is_over, sizes = threading.Event(), [0]
 
@@ -125,7 +131,7 @@ def test_behind_2000_mails_to_one_channel_nobody_else_waits(mx, subject):
         f"at most {max(sizes)} queued; "
         f"{1000 * cost / max(refused, 1):.2f} ms of the service's CPU for each that was refused, all else included"
     )
-    assert others <= 5 and replies[0] <= 2
+    assert others <= 5 and replies[0] <= most_seconds
     assert wait(lambda: told["accepted"] == queued(mx, mx.address()) + len(mx.messages(subject)), 10)
     assert twice(mx, subject) == 0 and dropped_by_zulip(mx) == 0
     # A delivery is noted before Postfix has removed the mail.
@@ -165,6 +171,7 @@ def test_a_channels_mail_keeps_its_order_and_none_of_it_is_lost(mx, subject):
 def test_junk_is_rejected_at_rcpt_and_delays_no_reply(mx, subject):
     """1,000 mails to a dead address, 1,000 to random ones."""
     limits(mx, WIDE)
+    most_seconds = longest_reply(mx, subject)
     mx.sh("rm -f /run/zulip-standin/asked")
     began = mx.sh("date +%s.%N").strip()
     dead = f"general.{'d' * 32}@{mx.domain}"
@@ -179,7 +186,7 @@ def test_junk_is_rejected_at_rcpt_and_delays_no_reply(mx, subject):
     tell(f"junk: {number} rejected, Zulip asked {len(asked)} times, slowest reply {reply:.1f} s")
     assert number > 500 and random["accepted"] == told["accepted"] == 0
     assert any(text.startswith("550 ") and "please copy the address from Zulip again" in text for text in refused)
-    assert reply <= 2 and most <= 5 + 3
+    assert reply <= most_seconds and most <= 5 + 3
     lines = mx.sh(f"journalctl -o cat -u 'postfix*' --since=@{began}")
     assert "status=bounced" not in lines and bounces(mx) == mx.bounced_before
     assert not re.search(r"to=<(?!mm).*relay=zulip", lines)
@@ -263,13 +270,15 @@ def test_a_mail_of_nothing_but_header_is_not_sent_back(mx, subject):
     """Its sender would get all of it; a smaller one gets no more than the header."""
     limits(mx, WIDE)
     head = f"From: a@sender.example.org\r\nSubject: {subject}\r\n"
-    told = partial(mx.sh, "journalctl -o cat -u 'postfix*' | grep relay=zulip, || true")
+    # On a busy machine Zulip's server may be too slow for so long a header at first.
+    outcomes = "journalctl -o cat -u 'postfix*' | grep relay=zulip, | grep -v 'did not answer within' || true"
+    told = partial(mx.sh, outcomes)
     for name, header in (("small", "X: y\r\n" * 100), ("large", "X: y\r\n" * 300_000)):
         script = f"import smtplib; smtplib.SMTP('{mx.fqdn}').sendmail('user@sender.example.org', ['{mx.address()}'], "
         text = f"{head!r} + {header[:6]!r} * {len(header) // 6} + chr(13) + chr(10) + ' '"
         before = told()
         testhosts.run(*testhosts.inside(mx.neighbour), "python3", "-c", f"{script}{text})")
-        assert wait(lambda before=before: told() != before, 20), name
+        assert wait(lambda before=before: mx.sh("postqueue -f") or told() != before, 60), name
         line = told().splitlines()[-1]
         assert ("status=bounced" in line) == (name == "small"), line
         assert name == "small" or "not sent back: its header has more than 262144 bytes" in line
