@@ -39,7 +39,7 @@ PACKAGES = (
 CONF = CACHE / "containers.conf"
 # Fetched while the image is built, so that each test installs them from its own disk. Those of a line go together.
 PREFETCHED = """
-postfix dovecot-imapd python3-imap-tools acl rspamd publicsuffix
+postfix dovecot-imapd python3-imap-tools acl rspamd publicsuffix libsasl2-modules
 exim4-daemon-light bsd-mailx
 msmtp-mta
 """
