@@ -105,3 +105,14 @@ def test_the_program_has_a_list_of_its_modules():
     """With the job of each, in its docstring."""
     modules = {path.stem for path in (PROJECT / "files/email_gateway/email_gateway").glob("*.py")} - {"__init__"}
     assert {name for name in modules if not re.search(rf"\b{name}\b", email_gateway.__doc__ or "")} == set()
+
+
+def test_figures_of_make_bench_stand_in_the_readme_as_in_architecture():
+    """In its third column, and in the second there."""
+    rows = [row for row in TEXTS["README.md"].splitlines() if row.endswith("| `make bench` |")]
+    costs = TEXTS["docs/architecture.md"].partition("## What it costs")[2].partition("## ")[0]
+    measured = set(
+        re.findall(r"\d[\d.]*(?: s| MiB)?", " ".join(row.split(" | ")[1] for row in costs.splitlines() if " | " in row))
+    )
+    ours = [row.split("|")[3].strip() for row in rows]
+    assert ours and set(ours) <= measured, (ours, measured)
