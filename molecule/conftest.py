@@ -28,6 +28,7 @@ pytest.register_assert_rewrite(
 )
 
 PROJECT = Path(__file__).resolve().parents[1]
+ZULIP_DATABASE = "/var/lib/zulip-standin/zulip.sqlite"
 
 
 class Inside(BaseBackend):
@@ -82,9 +83,7 @@ class ZulipHost:
         """Change something in Zulip's database."""
         lines = "\n".join(f"database.execute({text!r})" for text in statements)
         self.python(
-            "import sqlite3\n"
-            "database = sqlite3.connect('/var/lib/zulip-standin/zulip.sqlite', timeout=30)\n"
-            f"{lines}\ndatabase.commit()"
+            f"import sqlite3\ndatabase = sqlite3.connect('{ZULIP_DATABASE}', timeout=30)\n{lines}\ndatabase.commit()"
         )
 
     def banner(self) -> str:

@@ -7,14 +7,13 @@ import re
 from typing import NamedTuple
 
 import pytest
-from conftest import ZulipHost, wait
+from conftest import ZULIP_DATABASE, ZulipHost, wait
 from figures import JOURNAL, SOCKETS, STATE, Fault, broken
 
 SITE = "run playbooks/site.yml"
 CONF = "/etc/zulip-email-gateway/gateway.conf"
 KEY, CHAIN = "/etc/ssl/private/zulip.key", "/etc/ssl/certs/zulip.combined-chain.crt"
 TIMER = "zulip-email-gateway-certificate.timer"
-DATABASE = "/var/lib/zulip-standin/zulip.sqlite"
 TOPIC = "Email gateway"
 
 
@@ -55,7 +54,9 @@ RENEWED = (
     f"cp -p /root/kept.key {KEY}; cp -p /root/kept.crt {CHAIN}; postfix reload 2>/dev/null; sleep 1; "
     f"systemctl start {TIMER}"
 )
-IN_ZULIP = f"python3 -c 'import sqlite3, sys; d = sqlite3.connect(\"{DATABASE}\"); d.execute(sys.argv[1]); d.commit()'"
+IN_ZULIP = (
+    f"python3 -c 'import sqlite3, sys; d = sqlite3.connect(\"{ZULIP_DATABASE}\"); d.execute(sys.argv[1]); d.commit()'"
+)
 TURNED = "UPDATE channel SET token = {} WHERE name = 'support'"
 PROBE = "echo help@$(cat /etc/mailname) | zulip-email-gateway probe --wait 2"
 # As the timer sends it, which is noted; and with less patience.

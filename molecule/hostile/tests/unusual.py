@@ -11,7 +11,7 @@ import re
 
 import pytest
 from attacks import outside
-from conftest import ZulipHost, wait
+from conftest import ZULIP_DATABASE, ZulipHost, wait
 
 BASE = b"From: user@sender.example.org\r\nSubject: %s\r\n"
 # What Postfix itself changes: see docs/architecture.md.
@@ -57,9 +57,9 @@ UNUSUAL: dict[str, tuple[bytes, str]] = {
 
 def taken(mx: ZulipHost, subject: str) -> list[bytes]:
     """The mails with this subject as Zulip was given them."""
-    rows = mx.python("""
+    rows = mx.python(f"""
 import sqlite3
-for row in sqlite3.connect('/var/lib/zulip-standin/zulip.sqlite').execute('SELECT msg_base64 FROM taken'):
+for row in sqlite3.connect('{ZULIP_DATABASE}').execute('SELECT msg_base64 FROM taken'):
     print(row[0])
 """).split()
     return [content for content in map(base64.b64decode, rows) if subject.encode() in content]

@@ -244,10 +244,10 @@ BOMBS = {
 
 def test_bombs_in_the_inbox_fill_no_memory_and_delay_no_reply(mx, inbox, subject):
     """With the timeout that servers have: on a busy machine Dovecot is silent for longer than these tests' own."""
-    set_timeout = (
-        "sed -i 's/^timeout = .*/timeout = {}/' /etc/zulip-email-gateway/gateway.conf; systemctl restart " + POLL
+    spoil = (
+        f"cp -p {GATEWAY_CONF} /root/; sed -i 's/^timeout = .*/timeout = 30/' {GATEWAY_CONF}; systemctl restart {POLL}"
     )
-    with broken(mx, Fault(set_timeout.format(30), set_timeout.format(4))):
+    with broken(mx, Fault(spoil, f"cp -p /root/gateway.conf {GATEWAY_CONF}; systemctl restart {POLL}")):
         for text in BOMBS.values():
             script = f"""import imaplib
 box = imaplib.IMAP4("127.0.0.1"); box.login("{inbox.user}", "{inbox.password}")
