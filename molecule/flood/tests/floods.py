@@ -13,6 +13,7 @@ import secrets
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -29,14 +30,14 @@ def fresh(mx: ZulipHost, neighbour: ZulipHost) -> ZulipHost:
     """Nothing is left over, of the other tests' mail in the active queue either."""
     clean(mx).sh("systemctl restart postfix; postsuper -d ALL 2>/dev/null || true")
     limits(mx, REAL)
-    mx.neighbour = neighbour.container
+    mx.neighbour = neighbour
     return mx
 
 
 def flood(mx: ZulipHost, *arguments: str, to: list[str]) -> dict[str, Any]:
     """Offer many mails; what flood.py prints."""
     recipients = [word for address in to for word in ("--to", address)]
-    command = (*testhosts.inside(mx.neighbour), "python3", "-", "--server", mx.fqdn, "--domain", mx.domain)
+    command = (*testhosts.inside(mx.neighbour.container), "python3", "-", "--server", mx.fqdn, "--domain", mx.domain)
     with (testhosts.SHARED / "flood.py").open() as script:
         return dict(json.loads(testhosts.run(*command, *recipients, *arguments, stdin=script)))
 
@@ -77,10 +78,15 @@ def slowest(mx: ZulipHost, address: str, subject: str, seconds: float, pause: fl
     return max(times)
 
 
-def longest_reply(mx: ZulipHost, subject: str) -> float:
-    """How long a reply may take in a flood (seconds): 2, or where this machine is busy with other tests five times what
-    it takes without a flood."""
-    return max(2.0, 5 * slowest(mx, mx.reply_address(), f"u{subject}", 8, 0.5))
+def slowest_reply(mx: ZulipHost, subject: str, seconds: float, pause: float) -> tuple[float, float]:
+    """The slowest of the replies sent for so long, and how long one may take in a flood (seconds): 2, or where this
+    machine is busy with other tests five times what one takes meanwhile on the neighbour, which has no flood."""
+    limits(mx.neighbour, WIDE)
+    with ThreadPoolExecutor() as pool:
+        flooded, calm = (
+            pool.submit(slowest, one, one.reply_address(), f"r{subject}", seconds, pause) for one in (mx, mx.neighbour)
+        )
+    return flooded.result(), max(2.0, 5 * calm.result())
 
 
 def queued(mx: ZulipHost, address: str = "") -> int:
@@ -104,7 +110,7 @@ def service_cpu(mx: ZulipHost) -> float:
 
 def test_behind_2000_mails_to_one_channel_nobody_else_waits(mx, subject):
     """And no more of them wait in the queue than may; what was accepted is posted or waits."""
-    other, most_seconds = channel(mx, "other"), longest_reply(mx, subject)
+    other = channel(mx, "other")
     before, since = service_cpu(mx), mx.sh("date +%s").strip()
     is_over, sizes = threading.Event(), [0]
 
@@ -115,11 +121,10 @@ def test_behind_2000_mails_to_one_channel_nobody_else_waits(mx, subject):
     watcher = threading.Thread(target=watch)
     watcher.start()
     with flooding(mx, "--count=2000", "--seconds=60", f"--subject={subject}", to=[mx.address()]) as told:
-        replies: list[float] = []
-        asking = threading.Thread(target=lambda: replies.append(slowest(mx, mx.reply_address(), f"r{subject}", 50, 2)))
-        asking.start()
-        others = slowest(mx, other, f"o{subject}", 50, 7)
-        asking.join()
+        with ThreadPoolExecutor() as pool:
+            replying = pool.submit(slowest_reply, mx, subject, 50, 2)
+            others = slowest(mx, other, f"o{subject}", 50, 7)
+        reply, longest = replying.result()
     cost = service_cpu(mx) - before
     is_over.set()
     watcher.join()
@@ -127,11 +132,11 @@ def test_behind_2000_mails_to_one_channel_nobody_else_waits(mx, subject):
     posted, waiting = len(mx.messages(subject)), queued(mx, mx.address())
     tell(
         f"2,000 mails to one channel: accepted {told['accepted']}, refused {refused}, posted {posted}, "
-        f"waiting {waiting}; slowest to another {others:.1f} s, slowest reply {replies[0]:.1f} s; "
+        f"waiting {waiting}; slowest to another {others:.1f} s, slowest reply {reply:.1f} s of {longest:.1f} s; "
         f"at most {max(sizes)} queued; "
         f"{1000 * cost / max(refused, 1):.2f} ms of the service's CPU for each that was refused, all else included"
     )
-    assert others <= 5 and replies[0] <= most_seconds
+    assert others <= max(5, longest) and reply <= longest
     assert wait(lambda: told["accepted"] == queued(mx, mx.address()) + len(mx.messages(subject)), 10)
     assert twice(mx, subject) == 0 and dropped_by_zulip(mx) == 0
     # A delivery is noted before Postfix has removed the mail.
@@ -171,22 +176,21 @@ def test_a_channels_mail_keeps_its_order_and_none_of_it_is_lost(mx, subject):
 def test_junk_is_rejected_at_rcpt_and_delays_no_reply(mx, subject):
     """1,000 mails to a dead address, 1,000 to random ones."""
     limits(mx, WIDE)
-    most_seconds = longest_reply(mx, subject)
     mx.sh("rm -f /run/zulip-standin/asked")
     began = mx.sh("date +%s.%N").strip()
     dead = f"general.{'d' * 32}@{mx.domain}"
     how = ("--count=1000", "--seconds=40", "--connections=15", "--sender=forged@example.net")
     with flooding(mx, *how, to=[]) as random, flooding(mx, *how, to=[dead]) as told:
-        reply = slowest(mx, mx.reply_address(), f"r{subject}", 30, 1)
+        reply, longest = slowest_reply(mx, subject, 30, 1)
     asked = sorted(float(line) for line in mx.sh("cat /run/zulip-standin/asked").split())
     # What the replies cost is not asked but handed over.
     most = max(sum(at <= other < at + 1 for other in asked) for at in asked)
     refused = {**random["refused"], **told["refused"]}
     number = sum(random["refused"].values()) + sum(told["refused"].values())
-    tell(f"junk: {number} rejected, Zulip asked {len(asked)} times, slowest reply {reply:.1f} s")
+    tell(f"junk: {number} rejected, Zulip asked {len(asked)} times, slowest reply {reply:.1f} s of {longest:.1f} s")
     assert number > 500 and random["accepted"] == told["accepted"] == 0
     assert any(text.startswith("550 ") and "please copy the address from Zulip again" in text for text in refused)
-    assert reply <= most_seconds and most <= 5 + 3
+    assert reply <= longest and most <= 5 + 3
     lines = mx.sh(f"journalctl -o cat -u 'postfix*' --since=@{began}")
     assert "status=bounced" not in lines and bounces(mx) == mx.bounced_before
     assert not re.search(r"to=<(?!mm).*relay=zulip", lines)
@@ -277,7 +281,7 @@ def test_a_mail_of_nothing_but_header_is_not_sent_back(mx, subject):
         script = f"import smtplib; smtplib.SMTP('{mx.fqdn}').sendmail('user@sender.example.org', ['{mx.address()}'], "
         text = f"{head!r} + {header[:6]!r} * {len(header) // 6} + chr(13) + chr(10) + ' '"
         before = told()
-        testhosts.run(*testhosts.inside(mx.neighbour), "python3", "-c", f"{script}{text})")
+        testhosts.run(*testhosts.inside(mx.neighbour.container), "python3", "-c", f"{script}{text})")
         assert wait(lambda before=before: mx.sh("postqueue -f") or told() != before, 60), name
         line = told().splitlines()[-1]
         assert ("status=bounced" in line) == (name == "small"), line
