@@ -8,13 +8,15 @@ import re
 import shlex
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from testinfra.backend.base import BaseBackend, CommandResult
 from testinfra.host import Host
 
@@ -147,12 +149,22 @@ class ZulipHost:
 
     def refusal(self, **variables: object) -> str:
         """The one message of a run that has to stop before it changes anything."""
-        done = self.play(**variables)
-        assert done.returncode != 0, done.stdout
-        assert re.search(r"changed=0 .*failed=1 ", done.stdout), done.stdout[-3000:]
-        fatal = done.stdout.partition("FAILED! => ")[2]
-        assert fatal, done.stdout[-3000:]
-        return str(json.JSONDecoder().raw_decode(fatal)[0]["msg"])
+        return refused(self.play(**variables), self.fqdn)
+
+    def refusals(self, variants: Sequence[Mapping[str, object]]) -> list[str]:
+        """The messages of as many such runs: one run, in which this host has another name for each."""
+        scenario = yaml.safe_load((PROJECT / f"molecule/{self.scenario}/inventory.yml").read_text())
+        own = scenario["zulip"]["hosts"][self.fqdn]
+        names = [f"variant{number}" for number, _ in enumerate(variants)]
+        hosts = {
+            name: {**own, "host": self.fqdn.partition(".")[0], **variables}
+            for name, variables in zip(names, variants, strict=True)
+        }
+        with tempfile.NamedTemporaryFile("w", suffix=".json") as inventory:
+            json.dump({"zulip": {"hosts": hosts}}, inventory)
+            inventory.flush()
+            done = self.play("-i", inventory.name, "--limit", "variant*")
+        return [refused(done, name) for name in names]
 
 
 def wait(check: Callable[[], Any], seconds: float) -> Any:
@@ -161,6 +173,14 @@ def wait(check: Callable[[], Any], seconds: float) -> Any:
     while not (answer := check()) and time.monotonic() < began + seconds:
         time.sleep(min(0.2 + (time.monotonic() - began) / 30, 1.0))
     return answer
+
+
+def refused(done: subprocess.CompletedProcess[str], host: str) -> str:
+    """The message with which a run has stopped for a host before it changed anything there."""
+    assert re.search(rf"^{host} .*changed=0 .*failed=1 ", done.stdout, re.MULTILINE), done.stdout[-3000:]
+    fatal = done.stdout.partition(f"fatal: [{host}]: FAILED! => ")[2]
+    assert fatal, done.stdout[-3000:]
+    return str(json.JSONDecoder().raw_decode(fatal)[0]["msg"])
 
 
 def changed(done: subprocess.CompletedProcess[str]) -> int:
@@ -188,6 +208,23 @@ def host(request: pytest.FixtureRequest) -> Callable[[str], ZulipHost]:
 def subject(request: pytest.FixtureRequest) -> str:
     """A subject that no other test uses."""
     return f"{request.node.name[:36]} {time.monotonic_ns() % 10**8}"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "zulip(version): the same for all of Zulip, and run on this one")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what is marked for the other generation; the file tells which one it is."""
+
+    def is_elsewhere(item: pytest.Item) -> bool:
+        marker = item.get_closest_marker("zulip")
+        return marker is not None and item.path.name != f"test_zulip{marker.args[0]}.py"
+
+    left_out = [item for item in items if is_elsewhere(item)]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
 
 
 @pytest.hookimpl(wrapper=True)

@@ -160,41 +160,6 @@ def all_posted_after(mx: ZulipHost, subject: str, name: str, fault: Fault, words
     report(mx, name, subject, 20)
 
 
-# What goes wrong with the gateway's own files, and what is said of a mail meanwhile.
-STATE_FAULTS = {
-    "state folder not writable": (
-        Fault(f"chown root {STATE} {STATE}/spool", f"chown zulip-email-gateway {STATE} {STATE}/spool"),
-        f"cannot store the message in {STATE}/spool: Permission denied",
-    ),
-    "journal read-only": (
-        Fault(
-            f"systemctl stop zulip-email-gateway; chown root {JOURNAL}*; systemctl start zulip-email-gateway",
-            f"chown zulip-email-gateway {JOURNAL}*",
-        ),
-        f"cannot use the journal in {STATE}: ",
-    ),
-    "disk full": (
-        Fault(
-            f"""systemctl stop zulip-email-gateway.service
-            chown zulip-email-gateway /mnt/small; mv {STATE}/spool /root/aside; ln -s /mnt/small {STATE}/spool
-            head -c 9000 /dev/zero > /mnt/small/full || true; systemctl start zulip-email-gateway.service""",
-            f"rm {STATE}/spool; rm /mnt/small/*; mv /root/aside {STATE}/spool",
-        ),
-        "No space left on device",
-    ),
-}
-
-
-def only_delayed(mx: ZulipHost, subject: str, name: str, fault: Fault, words: str) -> None:
-    """5 mails during a fault of our own are deferred with these words, and posted once it is over."""
-    limits(mx, WIDE)
-    with broken(mx, fault):
-        mx.send(mx.address(), subject=subject, count=5)
-        assert wait(lambda: words in " ".join(mx.sh("mailq").split()), 20), mx.sh("mailq")
-    flush_until(mx, subject, 5, 30)
-    report(mx, name, subject, 5)
-
-
 IN_A_FLOOD = {
     "service restarted": "systemctl restart zulip-email-gateway.service",
     "service killed": "systemctl kill --signal=KILL zulip-email-gateway.service",

@@ -186,7 +186,14 @@ def prepare(suites: Iterable[str]) -> None:
     key()
 
 
+# Root's processes of all containers count together, and each host's have about ten: with a dozen hosts Linux's own 128
+# are used up, and systemd's path units fail.
+INOTIFY_INSTANCES = Path("/proc/sys/fs/inotify/max_user_instances")
+
+
 def up(prefix: str, hosts: list[str]) -> None:
+    if int(INOTIFY_INSTANCES.read_text()) < 1024:
+        INOTIFY_INSTANCES.write_text("1024\n")
     wanted = [(*text.split(":"), "6.0")[:3] for text in hosts]
     down(prefix)
     prepare(["bookworm", *(suite for _, suite, _ in wanted)])

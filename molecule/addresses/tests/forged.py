@@ -75,6 +75,7 @@ def test_a_reply_is_its_senders_own(mx, subject, domain):
     assert not any(one["content"] == subject for one in mx.messages("lunch"))
 
 
+@pytest.mark.zulip(11)
 def test_where_dns_does_not_answer_mail_comes_later(mx, subject):
     [[_, code, text]] = forged(mx, "dead.example", mx.address(), subject)["refused"]
     assert (code, text) == (450, DNS.format("dead.example"))
@@ -114,6 +115,7 @@ def test_results_that_come_with_a_mail_count_for_nothing(mx, subject):
     assert set(field.split()) == {"dmarc=fail-none", "spf=fail", "domain=none.example"}
 
 
+@pytest.mark.zulip(10)
 def test_a_mail_of_very_many_parts_costs_nothing(mx, subject):
     """rspamd would take 16 seconds and 3 GiB for it."""
     pid = mx.sh("systemctl show -P MainPID zulip-email-gateway-senders")

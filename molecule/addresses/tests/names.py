@@ -121,6 +121,7 @@ def test_no_sender_learns_a_channels_address(mx, subject):
     assert token(mx, "support")[:8] not in f"{answer} {bounce} {said(mx)}"
 
 
+@pytest.mark.zulip(10)
 def test_a_regenerated_address_delays_mail_until_the_next_run(mx, subject):
     mx.in_zulip(f"UPDATE channel SET token = '{secrets.token_hex(16)}' WHERE name = 'support'")
     [[_, code, text]] = mx.send(f"help@{mx.domain}", subject=subject)["refused"]
@@ -130,6 +131,7 @@ def test_a_regenerated_address_delays_mail_until_the_next_run(mx, subject):
     assert mx.wait_for(subject)[0]["channel"] == "support"
 
 
+@pytest.mark.zulip(11)
 def test_addresses_are_the_gateways_secret(mx):
     mode = mx.sh("stat -c '%a %U %G' /etc/zulip-email-gateway/addresses.json").strip()
     assert mode == "640 root zulip-email-gateway"
@@ -138,6 +140,7 @@ def test_addresses_are_the_gateways_secret(mx):
     assert not any(channel["token"] in done.stdout for channel in mx.state()["channels"])
 
 
+@pytest.mark.zulip(11)
 def test_switched_off_and_on_again(mx, subject):
     """From the start all in one run: Zulip tells no address before it knows its pattern."""
     assert changed(mx.play(zulip_puppet_classes="zulip::profile::standalone")) > 0
@@ -148,6 +151,7 @@ def test_switched_off_and_on_again(mx, subject):
     assert changed(mx.play()) == 0
 
 
+@pytest.mark.zulip(10)
 def test_doctor_lists_every_alias_and_whether_zulip_knows_it(mx):
     found = mx.host.run("zulip-email-gateway doctor").stdout
     assert f"ok     mail for help@{mx.domain} goes to #support\n" in found

@@ -14,19 +14,23 @@ from conftest import ZulipHost, tell, wait
 from figures import (
     ACCEPTING,
     CLIENT,
+    JOURNAL,
     NGINX_DOWN,
     SERVICE,
     SOCKETS,
-    STATE_FAULTS,
+    STATE,
+    WIDE,
     ZULIP_DOWN,
     Fault,
     all_posted_after,
     broken,
     clean,
+    flush_until,
     instead_of,
     killed_at_random_moments,
-    only_delayed,
+    limits,
     postfix_stopped_and_host_restarted,
+    report,
 )
 
 
@@ -75,8 +79,28 @@ def test_postfix_stopped_and_host_restarted(mx, subject):
     postfix_stopped_and_host_restarted(mx, subject, ZULIP_DOWN, "HTTP 502")
 
 
+# What goes wrong with the gateway's own files, and what is said of a mail meanwhile.
 SPOIL = {
-    **STATE_FAULTS,
+    "state folder not writable": (
+        Fault(f"chown root {STATE} {STATE}/spool", f"chown zulip-email-gateway {STATE} {STATE}/spool"),
+        f"cannot store the message in {STATE}/spool: Permission denied",
+    ),
+    "journal read-only": (
+        Fault(
+            f"systemctl stop zulip-email-gateway; chown root {JOURNAL}*; systemctl start zulip-email-gateway",
+            f"chown zulip-email-gateway {JOURNAL}*",
+        ),
+        f"cannot use the journal in {STATE}: ",
+    ),
+    "disk full": (
+        Fault(
+            f"""systemctl stop zulip-email-gateway.service
+            chown zulip-email-gateway /mnt/small; mv {STATE}/spool /root/aside; ln -s /mnt/small {STATE}/spool
+            head -c 9000 /dev/zero > /mnt/small/full || true; systemctl start zulip-email-gateway.service""",
+            f"rm {STATE}/spool; rm /mnt/small/*; mv /root/aside {STATE}/spool",
+        ),
+        "No space left on device",
+    ),
     "configuration unparsable": (
         Fault(
             "sed -i.before 's/^\\[zulip\\]/[zulip/' /etc/zulip-email-gateway/gateway.conf",
@@ -114,7 +138,14 @@ SPOIL = {
 
 @pytest.mark.parametrize("name", SPOIL)
 def test_our_own_trouble_only_delays(mx, subject, name):
-    only_delayed(mx, subject, name, *SPOIL[name])
+    """5 mails are deferred with these words, and posted once it is over."""
+    fault, words = SPOIL[name]
+    limits(mx, WIDE)
+    with broken(mx, fault):
+        mx.send(mx.address(), subject=subject, count=5)
+        assert wait(lambda: words in " ".join(mx.sh("mailq").split()), 20), mx.sh("mailq")
+    flush_until(mx, subject, 5, 30)
+    report(mx, name, subject, 5)
 
 
 def test_around_the_size_limit(mx, subject):

@@ -10,4 +10,4 @@ from floods import fresh
 
 @pytest.fixture
 def mx(host) -> ZulipHost:
-    return fresh(host("mx1"), neighbour=host("mx2"))
+    return fresh(host("mx1"), neighbour=host("mx2"), calm=host("mx3"))

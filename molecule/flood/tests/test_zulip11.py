@@ -10,4 +10,4 @@ from floods import fresh
 
 @pytest.fixture
 def mx(host) -> ZulipHost:
-    return fresh(host("mx2"), neighbour=host("mx1"))
+    return fresh(host("mx2"), neighbour=host("mx1"), calm=host("mx3"))

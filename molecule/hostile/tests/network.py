@@ -65,6 +65,7 @@ def shown(mx: ZulipHost) -> str:
     return mx.sh(command).strip()
 
 
+@pytest.mark.zulip(11)
 def test_a_renewed_certificate_is_used_within_a_minute(mx):
     """As certbot renews it: links far up point elsewhere."""
     since = mx.sh("date +%s").strip()
@@ -87,6 +88,7 @@ def test_a_renewed_certificate_is_used_within_a_minute(mx):
     assert len(lines) == 0, lines
 
 
+@pytest.mark.zulip(10)
 def test_a_key_that_is_not_the_certificates_is_told_before_and_after(mx):
     with broken(mx, KEEP):
         mx.sh(f"{NEW.format('/root/other')}; cat /root/other.key > {KEY}; postfix reload; sleep 1")
@@ -106,10 +108,9 @@ for line in ("MAIL FROM:<x@example.org>", "RCPT TO:<x@example.org>"):
 print(json.dumps(said.decode()))"""
 
 
+@pytest.mark.zulip(10)
 def test_postscreen_and_block_lists(mx, subject):
     """Both are options; a bot is turned away, whoever stands in a list is rejected, and all else goes on."""
-    if mx.version == 11:
-        pytest.skip("Postfix's own business; three runs of site.yml for one host are enough")
     ours = testhosts.address(f"{mx.prefix}-outside")
     block_list = f"{mx.fqdn}.list.example.net"
     listed = f"address=/{'.'.join(reversed(ours.split('.')))}.{block_list}/127.0.0.2"
@@ -146,6 +147,7 @@ WITHOUT_EXCEPTIONS = Fault(
 )
 
 
+@pytest.mark.zulip(11)
 def test_one_client_has_ten_connections_and_sixty_mails_a_minute(mx, subject):
     with broken(mx, WITHOUT_EXCEPTIONS):
         script = """
@@ -169,6 +171,7 @@ print(json.dumps(codes))"""
         assert codes == [250] * 60 + [450] * 5, codes
 
 
+@pytest.mark.zulip(11)
 def test_slow_clients_make_nobody_wait(mx):
     """Nine clients that trickle, each over as many connections as it may have; one alone had fifty of a hundred."""
     with broken(mx, WITHOUT_EXCEPTIONS):

@@ -86,6 +86,7 @@ def test_nobody_talks_ahead(mx):
     assert re.search("503 5.5.0 .*pipelining|554 5.5.0 .*synchronization", " ".join(said)), said
 
 
+@pytest.mark.zulip(11)
 @pytest.mark.parametrize("text", ["\x1b]0;x\x07", "a\rforged: line", "a\x0bb", "\u2028forged", "\u202eforged"])
 def test_nothing_steers_the_journal_or_a_terminal(mx, subject, text):
     mail = f"From: x\r\nSubject: {subject} {text}\r\n\r\n \r\n.\r\n".encode()
@@ -139,6 +140,7 @@ with ThreadPoolExecutor(6) as pool:
     return outside(mx, script, mx.neighbour)
 
 
+@pytest.mark.zulip(11)
 def test_bombs_delay_no_reply_and_fill_no_memory(mx, subject):
     """To an address of the right form that nobody has, all of them accepted: the worst that strangers can do."""
     mx.sh("systemctl restart zulip-email-gateway.service")
@@ -169,6 +171,7 @@ def test_bombs_delay_no_reply_and_fill_no_memory(mx, subject):
     assert max(delays) <= 2 + 2 * usual and max(together) <= 96 * 1024 and memory <= 60 and cpu - before <= 12
 
 
+@pytest.mark.zulip(10)
 def test_bombs_to_a_channel_cost_us_no_more(mx, subject):
     """What Zulip's worker makes of them is its own affair; what was accepted is accounted for."""
     before, _ = usage(mx)
@@ -192,6 +195,7 @@ def test_bombs_to_a_channel_cost_us_no_more(mx, subject):
 LAST_DEFENCE = "/run/systemd/system/zulip-email-gateway.service.d/test.conf"
 
 
+@pytest.mark.zulip(11)
 def test_without_memory_mail_only_waits(mx, subject):
     """The last line of defence (LimitAS=): what cannot be had defers the mail that asks for it."""
     restart = "systemctl daemon-reload; systemctl restart zulip-email-gateway.service"
@@ -234,6 +238,7 @@ def test_a_stranger_cannot_write_lines_into_zulips_log(mx, subject):
     mx.sh("zulip-email-gateway quarantine purge --all")
 
 
+@pytest.mark.zulip(10)
 def test_postmaster_is_reachable_and_doctor_notices_when_not(mx, subject):
     postmaster = f"postmaster@{mx.domain}"
     # One client writes too much; another one may write all the same.

@@ -234,6 +234,7 @@ def test_worker_stopped_for_a_minute(mx, subject):
     assert status(mx)["counts"]["delivered"] == {"posted": 6} and twice(mx, subject) == 0
 
 
+@pytest.mark.zulip(11)
 def test_late_and_dropped_it_stays_in_quarantine(mx, subject):
     """The reply address is gone when the worker comes back: nobody else can be told."""
     with broken(mx, stopped("zulip-worker")):
@@ -263,6 +264,7 @@ def test_worker_restarted_in_the_middle(mx, subject):
     assert quarantine(mx) == ""
 
 
+@pytest.mark.zulip(10)
 @pytest.mark.parametrize("how", ["by logrotate", "by supervisor", "while the service is restarted"])
 def test_log_rotated_in_the_middle(mx, subject, how):
     logs = "/var/log/zulip"
@@ -282,6 +284,7 @@ def test_log_rotated_in_the_middle(mx, subject, how):
     assert quarantine(mx) == "" and twice(mx, subject) == 0
 
 
+@pytest.mark.zulip(11)
 def test_log_unreadable(mx, subject):
     """Accepted is all that is known then, and everybody says so."""
     mx.send(mx.address(), subject=subject + " before")
