@@ -29,10 +29,7 @@ BAD: list[tuple[dict[str, object], list[str]]] = [
         {"email_gateway_mailname": "nowhere.example.com"},
         ['"nowhere.example.com. IN MX 1 mx12.example.com."', "email_gateway_mx_check: warn"],
     ),
-    (
-        {"email_gateway_mailname": "mx13.mail.example.com"},
-        ["does not point at mx12.example.com: found 1 mx13.example.com"],
-    ),
+    ({"email_gateway_mailname": "mx13.mail.example.com"}, ["found 1 mx13.example.com"]),
     (
         {"email_gateway_mailname": "localhost"},
         ['The mail domain is "localhost"', "Set email_gateway_mailname: emaildomain.example.com"],
