@@ -183,6 +183,20 @@ def test_who_only_reads_makes_none(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_another_process_removes_meanwhile_is_no_trouble(tmp_path, monkeypatch):
+    """SQLite's own two files, when it closes the journal last."""
+    finish(Journal(tmp_path), Delivered())
+    looked_at = module.files.status_of
+
+    def gone(path: Path) -> os.stat_result:
+        if path.name != NAME:
+            raise FileNotFoundError(2, "No such file or directory")
+        return looked_at(path)
+
+    monkeypatch.setattr(module.files, "status_of", gone)
+    assert Journal(tmp_path, create=False).counts()
+
+
 def test_a_later_version_is_left_alone(tmp_path):
     Journal(tmp_path).note("since")
     database = sqlite3.connect(tmp_path / NAME)

@@ -34,7 +34,8 @@ def in_memory(message: bytes) -> bytes:
         assert found
         kept += [] if reserved.match(message, position) else [found[0]]
         position = found.end()
-    return b"".join(kept) + message[position:]
+    header, rest = b"".join(kept), message[position:]
+    return header + b"\n" * (header[-1:] == b"\r" and rest[:1] == b"\n") + rest
 
 
 @pytest.mark.parametrize(
@@ -58,6 +59,13 @@ def test_a_lone_cr_hides_none():
     message = b"Subject: s\rX-RcptTo: a@x\nTo: b@x\n\nbody"
     assert email.message_from_bytes(message)["X-RcptTo"]  # so reads Python, and so Zulip
     assert without_zulips_headers(message) == b"Subject: s\rTo: b@x\n\nbody"
+
+
+@pytest.mark.parametrize("piece", [3, 1000])
+def test_a_field_that_goes_does_not_take_the_empty_line_with_it(piece):
+    """The CR before it and the LF behind it would be one line end, and the body part of the header."""
+    message = b"Subject: s\rX-RcptTo: a@x\n\nX-RcptTo: in the body\n"
+    assert without_zulips_headers(message, piece) == b"Subject: s\r\n\nX-RcptTo: in the body\n"
 
 
 pieces = st.sampled_from(

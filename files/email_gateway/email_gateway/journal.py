@@ -787,9 +787,8 @@ class Journal:
 
     def _connected(self) -> sqlite3.Connection:
         for suffix in ("", "-wal", "-shm"):  # SQLite would follow a link, and wait for a pipe
-            path = Path(f"{self._path}{suffix}")
-            if path.is_symlink() or path.exists():
-                files.status_of(path)
+            with suppress(FileNotFoundError):  # who closes it last removes two of them
+                files.status_of(Path(f"{self._path}{suffix}"))
         is_new = not self._path.exists()
         if is_new:
             for suffix in ("-wal", "-shm"):  # of a file that was removed: they would not fit

@@ -94,8 +94,14 @@ class Message:
         end = self._header_with_reserved_fields()
         if end is None:
             return self
-        draft = stored(folder)
-        for piece in itertools.chain(_cleaned(self.between(0, end)), self.pieces(end)):
+        draft, last = stored(folder), b""
+        for piece in _cleaned(self.between(0, end)):
+            draft.write(piece)
+            last = piece[-1:] or last
+        # The CR before a field that is gone and the LF of the empty line would be one line end, and the body a header.
+        if last == b"\r" and self.text(end, end + 1) == b"\n":
+            draft.write(b"\n")
+        for piece in self.pieces(end):
             draft.write(piece)
         draft.flush()
         return Message(draft)
