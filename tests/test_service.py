@@ -316,7 +316,8 @@ def test_status_and_quarantine_commands(running, capsysbinary, monkeypatch):
     name = listed.split()[0]
     assert status == 0 and TOKEN not in listed and TOKEN[:4] in listed
     status, shown = command("quarantine", "show", name)  # an 8-bit sender, whatever the locale
-    assert status == 0 and "Subject: x\n\nthe mail" in shown and "sender: j\\xf6rg@example.org" in shown
+    assert status == 0, shown
+    assert "Subject: x\n\nthe mail" in shown and "sender: j\\xf6rg@example.org" in shown
     assert "refused         1  (unknown address 1)" in command("status")[1]
     assert json.loads(command("status", "--json")[1])["quarantine"] == 1
     status, told = command("quarantine", "replay", name)

@@ -57,7 +57,7 @@ def message(number: int, recipient: str) -> bytes:
     else:
         mail.set_content(options.text)
         raw = mail.as_bytes().replace(b"\n", b"\r\n")
-    extra = "".join(f"{line}\r\n" for line in options.header).replace("\\n", "\r\n").encode()
+    extra = "".join(f"{line}\r\n" for line in options.header).replace("\\r", "\r").replace("\\n", "\r\n").encode()
     return extra + raw
 
 
