@@ -83,10 +83,9 @@ class ZulipHost:
 
     def in_zulip(self, *statements: str) -> None:
         """Change something in Zulip's database."""
-        lines = "\n".join(f"database.execute({text!r})" for text in statements)
-        self.python(
-            f"import sqlite3\ndatabase = sqlite3.connect('{ZULIP_DATABASE}', timeout=30)\n{lines}\ndatabase.commit()"
-        )
+        with testhosts.zulip_database(self.container) as database:
+            for statement in statements:
+                database.execute(statement)
 
     def banner(self) -> str:
         """What port 25 says first."""
@@ -96,6 +95,13 @@ class ZulipHost:
 
     def state(self) -> dict[str, Any]:
         return testhosts.zulip_state(self.container)
+
+    def pattern(self) -> str:
+        """EMAIL_GATEWAY_PATTERN, as Zulip's settings have it."""
+        return self.python(
+            "import sys; sys.path.insert(0, '/opt/zulip-standin'); import store\n"
+            "print(store.settings().get('EMAIL_GATEWAY_PATTERN', ''))"
+        ).strip()
 
     def address(self, channel: str = "general", options: str = "") -> str:
         found = next(row for row in self.state()["channels"] if row["name"] == channel)

@@ -10,8 +10,9 @@ import email
 import re
 
 import pytest
+import testhosts
 from attacks import outside
-from conftest import ZULIP_DATABASE, ZulipHost, wait
+from conftest import ZulipHost, wait
 
 BASE = b"From: user@sender.example.org\r\nSubject: %s\r\n"
 # What Postfix itself changes: see docs/architecture.md.
@@ -57,12 +58,9 @@ UNUSUAL: dict[str, tuple[bytes, str]] = {
 
 def taken(mx: ZulipHost, subject: str) -> list[bytes]:
     """The mails with this subject as Zulip was given them."""
-    rows = mx.python(f"""
-import sqlite3
-for row in sqlite3.connect('{ZULIP_DATABASE}').execute('SELECT msg_base64 FROM taken'):
-    print(row[0])
-""").split()
-    return [content for content in map(base64.b64decode, rows) if subject.encode() in content]
+    with testhosts.zulip_database(mx.container) as database:
+        rows = database.execute("SELECT msg_base64 FROM taken").fetchall()
+    return [content for (text,) in rows if subject.encode() in (content := base64.b64decode(text))]
 
 
 def lines_of(content: bytes) -> bytes:

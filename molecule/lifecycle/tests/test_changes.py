@@ -33,7 +33,7 @@ def test_another_mail_name_is_followed_in_one_run(mx, subject):
     assert done - FOLLOW_UP <= foretold <= done
     assert [message["rcpt_to"].partition("@")[2] for message in mx.messages(subject)] == [mx.domain]
     assert mx.sh("cat /etc/mailname").strip() == "other.example.com"
-    assert mx.state()["pattern"] == "%s@other.example.com"
+    assert mx.pattern() == "%s@other.example.com"
     assert mx.sh("postconf -h myhostname virtual_mailbox_domains").split() == ["other.example.com"] * 2
     local = mx.address().partition("@")[0]
     assert mx.send(f"{local}@other.example.com", subject=f"{subject} new")["accepted"] == 1

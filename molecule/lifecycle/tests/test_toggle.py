@@ -34,7 +34,7 @@ def test_on_off_on_off_ends_where_it_began(mx, subject):
     done = changed_tasks(off(mx))
     assert done - FOLLOW_UP <= foretold <= done
     same(before, tree(mx))
-    assert mx.state()["pattern"] == "" and mx.host.run("id zulip-email-gateway").rc != 0
+    assert mx.pattern() == "" and mx.host.run("id zulip-email-gateway").rc != 0
     assert mx.sh("dpkg-query -W -f '${db:Status-Status}' postfix 2>/dev/null || true") in ("", "not-installed")
     assert not mx.host.socket("tcp://0.0.0.0:25").is_listening
     assert changed(off(mx)) == 0

@@ -236,7 +236,7 @@ def test_missing_values_are_named(mx):
 
 def test_switched_off_everything_goes(mx, inbox):
     assert changed(mx.play(email_gateway_login=None)) > 0
-    assert mx.state()["pattern"] == ""
+    assert mx.pattern() == ""
     secrets = mx.sh(f"cat {SECRETS}")
     assert secrets.count("email_gateway_password") == 1 and "email_gateway_password = a former one\n" in secrets
     assert "shared_secret" in secrets

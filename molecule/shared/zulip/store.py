@@ -14,6 +14,7 @@ import sqlite3
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 HOME = Path("/var/lib/zulip-standin")
 # Knobs for tests: files that make things fail or slow.
@@ -47,9 +48,9 @@ def connect() -> sqlite3.Connection:
     return database
 
 
-def settings() -> dict[str, object]:
+def settings() -> dict[str, Any]:
     """settings.py as Zulip reads it: once, when a process starts."""
-    values: dict[str, object] = {}
+    values: dict[str, Any] = {}
     # From the deployment's folder, where its own modules are.
     sys.path.insert(0, str(DEPLOYMENT))
     exec(compile(SETTINGS.read_bytes(), str(SETTINGS), "exec"), values)
@@ -67,6 +68,7 @@ def knob(name: str, otherwise: float) -> float:
 def version() -> tuple[int, int]:
     """Of the deployment, read once, when a process starts."""
     found = re.search(r'ZULIP_VERSION = "(\d+)\.(\d+)', (DEPLOYMENT / "version.py").read_text())
+    assert found
     return int(found[1]), int(found[2])
 
 
@@ -97,9 +99,9 @@ def limited(database: sqlite3.Connection, rules: list[tuple[int, int]]) -> bool:
     return False
 
 
-def rules(values: dict[str, object]) -> list[tuple[int, int]]:
+def rules(values: dict[str, Any]) -> list[tuple[int, int]]:
     """zproject/default_settings.py: (seconds, mails) for each organisation."""
-    return values.get("RATE_LIMITING_MIRROR_REALM_RULES", [(60, 50), (300, 120), (3600, 600)])
+    return list(values.get("RATE_LIMITING_MIRROR_REALM_RULES", [(60, 50), (300, 120), (3600, 600)]))
 
 
 class ForwardError(Exception):
@@ -138,7 +140,7 @@ def find(database: sqlite3.Connection, address: str, pattern: str) -> sqlite3.Ro
     """The channel (with whom its mail is posted as) or reply that an address stands for; ForwardError otherwise."""
     token = token_of(address, pattern)
     if token.startswith("mm"):
-        row = database.execute("SELECT * FROM reply WHERE token = ?", (token,)).fetchone()
+        row: sqlite3.Row | None = database.execute("SELECT * FROM reply WHERE token = ?", (token,)).fetchone()
         if row is None:
             raise ForwardError("Zulip notification reply address is invalid.")
         return row
@@ -152,8 +154,8 @@ def find(database: sqlite3.Connection, address: str, pattern: str) -> sqlite3.Ro
     return row
 
 
-def state(database: sqlite3.Connection, pattern: str) -> dict[str, object]:
-    """Everything, for tests and for the page."""
+def state(database: sqlite3.Connection) -> dict[str, Any]:
+    """Everything, for tests."""
 
     def rows(query: str) -> list[dict[str, object]]:
         return [dict(row) for row in database.execute(query)]
@@ -164,7 +166,6 @@ def state(database: sqlite3.Connection, pattern: str) -> dict[str, object]:
         "messages": rows("SELECT * FROM message ORDER BY id"),
         "dropped": rows("SELECT * FROM dropped"),
         "waiting": len(rows("SELECT id FROM queue")),
-        "pattern": pattern,
     }
 
 
@@ -183,4 +184,4 @@ def drop(database: sqlite3.Connection, why: str) -> None:
 
 
 if __name__ == "__main__":
-    print(json.dumps(state(connect(), str(settings().get("EMAIL_GATEWAY_PATTERN", "")))))
+    print(json.dumps(state(connect())))

@@ -72,11 +72,6 @@ if VERSION < 11:
     app.add_url_rule(PATH, view_func=email_mirror_message, methods=["GET", "POST"])
 
 
-@app.get("/standin/state")
-def state():
-    return jsonify(store.state(store.connect(), PATTERN))
-
-
 PAGE = """<!DOCTYPE html><html><head><title>Zulip stand-in</title><meta http-equiv="refresh" content="5">
 <style>body{font-family:sans-serif;margin:2em}td,th{text-align:left;padding:.3em 1em;vertical-align:top}</style></head>
 <body><h1>Channels</h1><table>{% for c in channels %}
