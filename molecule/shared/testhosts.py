@@ -28,6 +28,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -148,20 +149,15 @@ def start(prefix: str, host: str, suite: str, dns: str | None) -> None:
 _processes: dict[str, str] = {}
 
 
-def process(container: str) -> str:
-    """The id of its first process."""
-    if container not in _processes:
-        _processes[container] = run("podman", "inspect", "--format", "{{.State.Pid}}", container)
-    return _processes[container]
-
-
 def inside(container: str) -> list[str]:
     """The command before a command to run it in a container as root.
 
     nsenter(1), because `podman exec` costs 150 ms each time, and tests look often.
     """
+    if container not in _processes:
+        _processes[container] = run("podman", "inspect", "--format", "{{.State.Pid}}", container)
     path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-    return ["nsenter", "--target", process(container), "--all", "env", "-i", "HOME=/root", f"PATH={path}"]
+    return ["nsenter", "--target", _processes[container], "--all", "env", "-i", "HOME=/root", f"PATH={path}"]
 
 
 def enter(container: str, script: str) -> str:
@@ -275,11 +271,18 @@ def send(prefix: str, *arguments: str) -> dict[str, Any]:
     return dict(json.loads(printed))
 
 
+@cache
+def _root(container: str) -> str:
+    """Where its files are on this machine."""
+    return run("podman", "inspect", "--format", "{{.GraphDriver.Data.MergedDir}}", container)
+
+
 @contextmanager
 def zulip_database(container: str) -> Iterator[sqlite3.Connection]:
     """The stand-in's database, opened from here: tests look every moment, and a process costs 70 ms of CPU."""
-    path = f"/proc/{process(container)}/root{store.HOME}/zulip.sqlite"
-    with closing(sqlite3.connect(path, timeout=30)) as database, database:
+    # SQLite resolves links: /proc/PID/root would lead it to this machine's own file.
+    root = _root(container)
+    with closing(sqlite3.connect(f"{root}{store.HOME}/zulip.sqlite", timeout=30)) as database, database:
         database.row_factory = sqlite3.Row
         yield database
 
