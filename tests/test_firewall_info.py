@@ -16,6 +16,15 @@ def says(monkeypatch: pytest.MonkeyPatch, **texts: str) -> None:
     monkeypatch.setattr(firewall_info, "run", lambda *command: texts.get(command[0]))
 
 
+@pytest.fixture(autouse=True)
+def ufws_files(tmp_path, monkeypatch):
+    """As of a ufw that is enabled and has a rule with a comment."""
+    (tmp_path / "ufw.conf").write_text("# Set to yes to start on boot\nENABLED=yes\n")
+    (tmp_path / "user.rules").write_text("### tuple ### allow tcp 25 0.0.0.0/0 any 0.0.0.0/0 in comment=5a756c6970\n")
+    monkeypatch.setattr(firewall_info, "UFW", tmp_path)
+    return tmp_path
+
+
 UFW = """Status: active
 Logging: on (low)
 Default: {default} (incoming), allow (outgoing), disabled (routed)
@@ -90,6 +99,14 @@ def test_our_own_rule(monkeypatch):
     assert firewall_info.ufw(MARK).state == ""
     says(monkeypatch, ufw=f"ufw allow 22/tcp\nufw allow 25/tcp comment '{MARK}'\n")
     assert firewall_info.ufw(MARK).state == "ours"
+
+
+def test_ufw_is_not_asked_what_its_files_tell(monkeypatch, ufws_files):
+    """It takes its time."""
+    (ufws_files / "ufw.conf").write_text("ENABLED=no\n")
+    (ufws_files / "user.rules").write_text("### tuple ### allow tcp 25 0.0.0.0/0 any 0.0.0.0/0 in\n")
+    says(monkeypatch, ufw=UFW.format(default="deny", rules=f"25/tcp comment '{MARK}'"))
+    assert firewall_info.ufw(MARK).state == ""
 
 
 HEAD = "*filter\n:INPUT {} [0:0]\n:FORWARD ACCEPT [0:0]\n:mail - [0:0]\n"

@@ -52,7 +52,7 @@ def test_a_host_without_mail(host):
     assert look(host, ("postfix",)) == {
         **dict.fromkeys(("port_25_holder", "other_mail_system", "relayhost", "version", "database"), ""),
         **dict.fromkeys(("queue_fault", "certificate_fault", "network_fault"), ""),
-        **dict.fromkeys(("installed", "configured", "ours", "running", "enabled_and_active"), False),
+        **dict.fromkeys(("installed", "configured", "ours", "running", "enabled_and_active", "has_aliases"), False),
         **dict.fromkeys(("has_backup", "has_program", "has_senders", "zulips_certificate"), False),
         "address": "127.0.0.1",
         "missing_packages": ["postfix"],
@@ -74,6 +74,19 @@ def test_a_host_with_ours(host):
     told = ("installed", "configured", "ours", "running", "enabled_and_active", "has_backup", "has_program")
     assert [name for name in told if not found[name]] == []
     assert (found["version"], found["database"]) == ("3.7.11", "hash")
+
+
+@pytest.mark.parametrize(("database", "name"), [("hash", "aliases.db"), ("lmdb", "aliases.lmdb")])
+def test_the_aliases_have_the_database_that_postfix_has(host, database, name):
+    """Without Berkeley DB (Ubuntu 26.04) it is lmdb; back_up.sh and restore.sh take either."""
+    with_postfix(host)
+    prints(host, "postconf", f"3.10\n{database}\n")
+    host.write("etc/aliases")
+    assert not look(host)["has_aliases"]
+    host.write(f"etc/{name}")
+    assert look(host)["has_aliases"]
+    restore = Path(postfix_info.__file__).parents[2] / "roles/postfix_localmail/files/restore.sh"
+    assert f"/etc/{name}" in restore.read_text()
 
 
 class TestPort25:

@@ -47,16 +47,6 @@ def test_the_program_is_checked_for_the_oldest_and_the_newest_python():
     assert all(name.split()[1] in text for name in systems)
 
 
-@pytest.mark.parametrize("database", ["hash", "lmdb"])
-def test_the_aliases_have_the_database_that_postfix_has(database):
-    """Without Berkeley DB (Ubuntu 26.04) it is lmdb; back_up.sh and restore.sh take either."""
-    text = (PROJECT / "roles/postfix_localmail/tasks/configure.yml").read_text()
-    task = next(task for task in yaml.safe_load(text) if "newaliases" in str(task))
-    creates = jinja2.Template(task["ansible.builtin.shell"]["creates"]).render(__postfix_localmail_database=database)
-    assert creates == {"hash": "/etc/aliases.db", "lmdb": "/etc/aliases.lmdb"}[database]
-    assert creates in (PROJECT / "roles/postfix_localmail/files/restore.sh").read_text()
-
-
 @pytest.mark.parametrize(
     ("line", "without"),
     [

@@ -126,6 +126,10 @@ database:
   description: Its kind of database for maps, such as C(hash); empty while it is not installed.
   type: str
   returned: success
+has_aliases:
+  description: Whether there is /etc/aliases, with its database of this kind.
+  type: bool
+  returned: success
 running:
   description: Whether Postfix runs, as it says itself.
   type: bool
@@ -350,6 +354,9 @@ def postfix_info(backup: Path, packages: list[str], networks: list[str]) -> dict
         "address": address(),
         "version": version,
         "database": database,
+        # By the kind of database, see DATABASE_README.
+        "has_aliases": os.path.exists(ROOT / "etc/aliases")
+        and os.path.exists(ROOT / f"etc/aliases.{ {'hash': 'db', 'btree': 'db'}.get(database, database) }"),
         # Debian 12's unit does not know that Postfix has died.
         "running": succeeds("postfix", "status"),
         "enabled_and_active": all(
