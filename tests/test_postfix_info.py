@@ -55,6 +55,7 @@ def test_a_host_without_mail(host):
         **dict.fromkeys(("installed", "configured", "ours", "running", "enabled_and_active", "has_aliases"), False),
         **dict.fromkeys(("has_backup", "has_program", "has_senders", "zulips_certificate"), False),
         "address": "127.0.0.1",
+        "alias_database": "/etc/aliases.db",
         "missing_packages": ["postfix"],
         "patterns": [],
         "waiting": 0,
@@ -82,7 +83,8 @@ def test_the_aliases_have_the_database_that_postfix_has(host, database, name):
     with_postfix(host)
     prints(host, "postconf", f"3.10\n{database}\n")
     host.write("etc/aliases")
-    assert not look(host)["has_aliases"]
+    found = look(host)
+    assert (found["alias_database"], found["has_aliases"]) == (f"/etc/{name}", False)
     host.write(f"etc/{name}")
     assert look(host)["has_aliases"]
     restore = Path(postfix_info.__file__).parents[2] / "roles/postfix_localmail/files/restore.sh"

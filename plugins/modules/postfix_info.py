@@ -126,8 +126,12 @@ database:
   description: Its kind of database for maps, such as C(hash); empty while it is not installed.
   type: str
   returned: success
+alias_database:
+  description: The file with /etc/aliases in that form.
+  type: str
+  returned: success
 has_aliases:
-  description: Whether there is /etc/aliases, with its database of this kind.
+  description: Whether there is /etc/aliases, and that file.
   type: bool
   returned: success
 running:
@@ -334,6 +338,8 @@ def postfix_info(backup: Path, packages: list[str], networks: list[str]) -> dict
     key, chain = ROOT / "etc/ssl/private/zulip.key", ROOT / "etc/ssl/certs/zulip.combined-chain.crt"
     zulips_certificate = os.path.exists(key) and os.path.exists(chain)
     version, database = [*run("postconf", "-dh", "mail_version", "default_database_type").stdout.split(), "", ""][:2]
+    # See DATABASE_README; hash is what Debian's Postfix has, should it not be installed yet.
+    alias_database = f"etc/aliases.{ {'hash': 'db', 'btree': 'db', '': 'db'}.get(database, database) }"
     return {
         "port_25_holder": port_25_holder(),
         "other_mail_system": ",".join(name for name in mail_systems if name != "postfix"),
@@ -354,9 +360,8 @@ def postfix_info(backup: Path, packages: list[str], networks: list[str]) -> dict
         "address": address(),
         "version": version,
         "database": database,
-        # By the kind of database, see DATABASE_README.
-        "has_aliases": os.path.exists(ROOT / "etc/aliases")
-        and os.path.exists(ROOT / f"etc/aliases.{ {'hash': 'db', 'btree': 'db'}.get(database, database) }"),
+        "alias_database": f"/{alias_database}",
+        "has_aliases": os.path.exists(ROOT / "etc/aliases") and os.path.exists(ROOT / alias_database),
         # Debian 12's unit does not know that Postfix has died.
         "running": succeeds("postfix", "status"),
         "enabled_and_active": all(

@@ -15,7 +15,6 @@ FOLLOW_UP = {
     "postfix_localmail : drain | Take no more mail, and deliver what waits",
     "postfix_localmail : service | Start Postfix, now and at boot",
     "postfix_localmail : service | Reload Postfix's configuration, or start Postfix with it",
-    "postfix_localmail : configure | Make sure of /etc/aliases",
 }
 
 # Everything an operator could miss: paths, types, owners, modes and contents. Left
