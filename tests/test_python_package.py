@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import subprocess
+import sys
 from pathlib import Path
 
 import python_package
@@ -35,3 +37,40 @@ def test_another_python_compiles_anew(tmp_path):
     assert sorted(path.name for path in compiled.parent.iterdir()) == sorted(
         Path(importlib.util.cache_from_source(name)).name for name in MODULES
     )
+
+
+LOOK = """
+import os, sys
+gone = looked = 0
+while not os.path.exists(sys.argv[2]):
+    looked += 1
+    try:
+        os.stat(sys.argv[1])
+    except FileNotFoundError:
+        gone += 1
+print(looked > 1000, gone)
+"""
+
+
+def test_it_is_there_at_every_moment(tmp_path):
+    """A mail that comes while it is replaced finds the program: one version or the other."""
+    folder, end = installed(tmp_path), tmp_path / "end"
+    command = (sys.executable, "-c", LOOK, str(folder / "one.py"), str(end))
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as looking:
+        for _ in range(300):
+            python_package.install(folder, MODULES)
+        end.touch()
+        assert looking.communicate()[0].split() == ["True", "0"]
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["package"]
+
+
+def test_a_file_system_that_cannot_exchange_folders(tmp_path, monkeypatch):
+    def cannot(*_: Path) -> None:
+        raise OSError(22, "Invalid argument")
+
+    folder = installed(tmp_path)
+    monkeypatch.setattr(python_package, "exchange", cannot)
+    changed = {"one.py": "a = 3\n"}
+    python_package.install(folder, changed)
+    assert python_package.differing(folder, changed) == []
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["package"]

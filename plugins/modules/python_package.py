@@ -8,7 +8,9 @@ newer version no longer has, and does not compile.
 from __future__ import annotations
 
 import compileall
+import ctypes
 import importlib.util
+import os
 import shutil
 from pathlib import Path
 
@@ -55,8 +57,16 @@ def differing(folder: Path, modules: dict[str, str]) -> list[str]:
     return sorted(name for name in {*there, *modules} if there.get(name) != modules.get(name) or name not in compiled)
 
 
+def exchange(one: Path, other: Path) -> None:
+    """Let two folders change places in one step (renameat2(2)); OSError where the file system cannot."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    here, RENAME_EXCHANGE = -100, 2
+    if libc.renameat2(here, os.fsencode(one), here, os.fsencode(other), RENAME_EXCHANGE) != 0:
+        raise OSError(ctypes.get_errno(), "cannot exchange two folders", str(one))
+
+
 def install(folder: Path, modules: dict[str, str]) -> None:
-    """Replace the folder as a whole: no process ever imports half of it."""
+    """Replace the folder as a whole, and at once: a mail that comes meanwhile finds all of one version or the other."""
     draft = folder.with_name(folder.name + ".new")
     shutil.rmtree(draft, ignore_errors=True)
     for needed in (folder.parent, draft):
@@ -69,12 +79,18 @@ def install(folder: Path, modules: dict[str, str]) -> None:
     if not compileall.compile_dir(draft, stripdir=draft, prependdir=folder, quiet=2):
         raise OSError("the modules do not compile with this host's Python")
     (draft / "__pycache__").chmod(0o755)
-    old = folder.with_name(folder.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        folder.rename(old)
-    draft.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
+    if not folder.exists():
+        draft.rename(folder)
+        return
+    former = draft
+    try:
+        exchange(draft, folder)
+    except OSError:  # as on ZFS before 2.2: for a moment there is none, and a mail that comes then is deferred
+        former = folder.with_name(folder.name + ".old")
+        shutil.rmtree(former, ignore_errors=True)
+        folder.rename(former)
+        draft.rename(folder)
+    shutil.rmtree(former, ignore_errors=True)
 
 
 def main() -> None:
