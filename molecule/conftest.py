@@ -30,7 +30,6 @@ pytest.register_assert_rewrite(
 )
 
 PROJECT = Path(__file__).resolve().parents[1]
-ZULIP_DATABASE = "/var/lib/zulip-standin/zulip.sqlite"
 
 
 class Inside(BaseBackend):
@@ -217,7 +216,7 @@ def subject(request: pytest.FixtureRequest) -> str:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "zulip(version): the same for all of Zulip, and run on this one")
+    config.addinivalue_line("markers", "zulip(version): run in front of this Zulip only")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -19,7 +19,7 @@ def says(monkeypatch: pytest.MonkeyPatch, **texts: str) -> None:
 @pytest.fixture(autouse=True)
 def ufws_files(tmp_path, monkeypatch):
     """As of a ufw that is enabled and has a rule with a comment."""
-    (tmp_path / "ufw.conf").write_text("# Set to yes to start on boot\nENABLED=yes\n")
+    (tmp_path / "ufw.conf").write_text("# Set to yes to start on boot\nENABLED='yes'\n")
     (tmp_path / "user.rules").write_text("### tuple ### allow tcp 25 0.0.0.0/0 any 0.0.0.0/0 in comment=5a756c6970\n")
     monkeypatch.setattr(firewall_info, "UFW", tmp_path)
     return tmp_path

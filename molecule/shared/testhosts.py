@@ -27,7 +27,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -197,8 +197,9 @@ INOTIFY_INSTANCES = Path("/proc/sys/fs/inotify/max_user_instances")
 
 
 def up(prefix: str, hosts: list[str]) -> None:
-    if int(INOTIFY_INSTANCES.read_text()) < 1024:
-        INOTIFY_INSTANCES.write_text("1024\n")
+    with suppress(OSError):
+        if int(INOTIFY_INSTANCES.read_text()) < 1024:
+            INOTIFY_INSTANCES.write_text("1024\n")
     wanted = [(*text.split(":"), "6.0")[:3] for text in hosts]
     down(prefix)
     prepare(["bookworm", *(suite for _, suite, _ in wanted)])
@@ -274,7 +275,7 @@ def send(prefix: str, *arguments: str) -> dict[str, Any]:
 @cache
 def _root(container: str) -> str:
     """Where its files are on this machine."""
-    return run("podman", "inspect", "--format", "{{.GraphDriver.Data.MergedDir}}", container)
+    return run("podman", "mount", container)
 
 
 @contextmanager
@@ -282,7 +283,7 @@ def zulip_database(container: str) -> Iterator[sqlite3.Connection]:
     """The stand-in's database, opened from here: tests look every moment, and a process costs 70 ms of CPU."""
     # SQLite resolves links: /proc/PID/root would lead it to this machine's own file.
     root = _root(container)
-    with closing(sqlite3.connect(f"{root}{store.HOME}/zulip.sqlite", timeout=30)) as database, database:
+    with closing(sqlite3.connect(f"{root}{store.DATABASE}", timeout=30)) as database, database:
         database.row_factory = sqlite3.Row
         yield database
 

@@ -125,7 +125,7 @@ def ufw(comment: str) -> Ufw:
         line for line in (run("ufw", "show", "added") or "").splitlines(keepends=True) if re.search(r"\b25/tcp\b", line)
     ):
         return Ufw("ours", [])
-    is_enabled = re.search("(?im)^ENABLED=yes", text_of(UFW / "ufw.conf"))
+    is_enabled = re.search("(?im)^ENABLED=[\"']?yes", text_of(UFW / "ufw.conf"))
     status = (run("ufw", "status", "verbose") if is_enabled else "") or ""
     if not status.startswith("Status: active"):
         return Ufw("", [])

@@ -60,8 +60,8 @@ def differing(folder: Path, modules: dict[str, str]) -> list[str]:
 def exchange(one: Path, other: Path) -> None:
     """Let two folders change places in one step (renameat2(2)); OSError where the file system cannot."""
     libc = ctypes.CDLL(None, use_errno=True)
-    here, RENAME_EXCHANGE = -100, 2
-    if libc.renameat2(here, os.fsencode(one), here, os.fsencode(other), RENAME_EXCHANGE) != 0:
+    AT_FDCWD, RENAME_EXCHANGE = -100, 2
+    if libc.renameat2(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE) != 0:
         raise OSError(ctypes.get_errno(), "cannot exchange two folders", str(one))
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 HOME = Path("/var/lib/zulip-standin")
+DATABASE = HOME / "zulip.sqlite"
 # Knobs for tests: files that make things fail or slow.
 KNOBS = Path("/run/zulip-standin")
 DEPLOYMENT = Path("/home/zulip/deployments/current")
@@ -40,7 +41,7 @@ CREATE TABLE IF NOT EXISTS message (id INTEGER PRIMARY KEY, at REAL, channel TEX
 
 
 def connect() -> sqlite3.Connection:
-    database = sqlite3.connect(HOME / "zulip.sqlite", timeout=30, isolation_level=None)
+    database = sqlite3.connect(DATABASE, timeout=30, isolation_level=None)
     database.row_factory = sqlite3.Row
     database.execute("PRAGMA journal_mode = WAL")
     database.execute("PRAGMA synchronous = NORMAL")
