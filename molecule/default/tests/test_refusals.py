@@ -29,7 +29,6 @@ BAD: list[tuple[dict[str, object], list[str]]] = [
         {"email_gateway_mailname": "nowhere.example.com"},
         ['"nowhere.example.com. IN MX 1 mx12.example.com."', "email_gateway_mx_check: warn"],
     ),
-    ({"email_gateway_mailname": "mx13.mail.example.com"}, ["found 1 mx13.example.com"]),
     (
         {"email_gateway_mailname": "localhost"},
         ['The mail domain is "localhost"', "Set email_gateway_mailname: emaildomain.example.com"],
@@ -71,6 +70,13 @@ def test_bad_variables(mx):
     texts = mx.refusals([variables for variables, _ in BAD])
     missing = {word: text for text, (_, words) in zip(texts, BAD, strict=True) for word in words if word not in text}
     assert not missing
+    # And nothing else.
+    assert "email_gateway_rate_limit_slack is 0. Write a number above 0." in texts
+
+
+def test_mx_record_of_another_host(mx):
+    text = mx.refusal(email_gateway_mailname="mx13.mail.example.com")
+    assert "does not point at mx12.example.com: found 1 mx13.example.com" in text
 
 
 def test_mx_record_is_shown_as_dig_shows_it(mx):
