@@ -142,3 +142,42 @@ def test_unchecked_mail_is_not_taken(mx, subject):
         mx.sh("systemctl start zulip-email-gateway-senders")
     assert wait(lambda: mx.send(mx.address(), subject=subject)["accepted"] == 1, 20)
     mx.wait_for(subject)
+
+
+@pytest.mark.zulip(10)
+def test_marked_only(mx, subject):
+    """Mail of all kinds of text: Zulip reads the first plain one, or HTML."""
+    html = "<html><head><style>p {display: none}</style></head><body>Hello <b>you</b></body></html>"
+    bodies = {
+        "base64": f"Content-Transfer-Encoding: base64\r\n\r\n{base64.b64encode('Grüße'.encode()).decode()}\r\n",
+        "html": f"Content-Type: text/html\r\n\r\n{html}\r\n",
+    }
+    try:
+        assert mark(mx)
+        for name, body in bodies.items():
+            mail = f"From: user@reject.example\r\nSubject: {subject} {name}\r\n"
+            kind = "" if "Content-Type" in body else "Content-Type: text/plain; charset=utf-8\r\n"
+            raw = base64.b64encode(f"{mail}{kind}{body}".encode()).decode()
+            assert forged(mx, "reject.example", mx.address(), "", raw=raw)["accepted"] == 1
+            posted = content(mx, f"{subject} {name}")
+            assert WARNING.format("reject.example").strip("*") in posted, posted
+            assert ("Grüße" if name == "base64" else "Hello you") in posted, posted
+    finally:
+        assert changed(mx.play()) > 0
+
+
+@pytest.mark.zulip(11)
+def test_checks_switched_off_leave_nothing_behind(mx, subject):
+    before = mx.sh(
+        "cat /var/backups/zulip-email-gateway/packages; cat /var/backups/zulip-email-gateway/senders-packages"
+    )
+    assert "rspamd" in before
+    try:
+        assert changed(mx.play(email_gateway_sender_checks=False)) > 0
+        assert mx.sh("dpkg-query -W -f '${Package}\n' rspamd publicsuffix 2>/dev/null || true") == ""
+        assert mx.sh("ls -d /etc/rspamd /run/zulip-email-gateway-senders /var/lib/*senders 2>/dev/null || true") == ""
+        assert mx.host.run("systemctl cat rspamd zulip-email-gateway-senders").rc != 0
+        assert forged(mx, "reject.example", mx.address(), subject)["accepted"] == 1
+        assert "Warning" not in content(mx, subject)
+    finally:
+        assert changed(mx.play()) > 0

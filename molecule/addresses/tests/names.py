@@ -188,3 +188,99 @@ def test_a_sender_whose_address_is_not_ascii(mx, subject):
     assert f"help@{mx.domain}" in bounce
     [[_, code, told]] = mx.send(f"größe@{mx.domain}", sender=JOERG)["refused"]
     assert (code, "5.1.1" in told) == (550, True), told
+
+
+@pytest.mark.zulip(10)
+def test_zulips_api_at_a_url_of_its_own_needs_a_good_certificate(mx):
+    url = {"email_gateway_zulip_api_url": "https://zulip.example.com"}
+    mx.sh("""cp /etc/hosts /root/hosts; echo 127.0.0.1 zulip.example.com >> /etc/hosts
+        openssl req -x509 -newkey rsa:2048 -nodes -days 9 -subj /CN=zulip.example.com -keyout /root/key.pem \
+            -addext subjectAltName=DNS:zulip.example.com -out /usr/local/share/ca-certificates/zulip.crt 2>/dev/null
+        cat > /etc/nginx/sites-enabled/zulips-api <<S
+server { listen 443 ssl; server_name zulip.example.com; ssl_certificate_key /root/key.pem;
+    ssl_certificate /usr/local/share/ca-certificates/zulip.crt;
+    location / { proxy_pass http://unix:/run/zulip-web/socket; proxy_set_header Host \\$http_host; } }
+S
+        systemctl reload nginx""")
+    try:
+        assert "the certificate of https://zulip.example.com is not good: self-signed" in mx.refusal(**url)
+        mx.sh("update-ca-certificates")
+        assert changed(mx.play(**url)) == 0
+    finally:
+        mx.sh("""cp /root/hosts /etc/hosts
+            rm /etc/nginx/sites-enabled/zulips-api /usr/local/share/ca-certificates/zulip.crt
+            systemctl reload nginx; update-ca-certificates --fresh""")
+
+
+# Variables, and what the message has to say.
+BAD: list[tuple[dict[str, object], str]] = [
+    ({"email_gateway_aliases": {"postmaster": "#support"}}, "email_gateway_aliases: postmaster is reserved"),
+    (
+        {"email_gateway_aliases": {"a": "#nowhere"}},
+        "email_gateway_aliases: a: Zulip's API answers 400 \"Invalid channel name 'nowhere'\" to admin@zulip",
+    ),
+    ({"email_gateway_zulip_api_key": "wrong"}, 'Zulip\'s API answers 401 "Invalid API key" to admin@'),
+    ({"email_gateway_former_mailnames": ["x"]}, 'email_gateway_former_mailnames has "x"; write a mail domain'),
+    ({"email_gateway_blocked_senders": ["x"]}, 'email_gateway_blocked_senders has "x"; write "user@'),
+    ({"postfix_localmail_settings": {"mynetworks": "0.0.0.0/0"}}, "would relay mail for others"),
+    ({"postfix_localmail_settings": {"relayhost": "x"}}, 'has "relayhost". The gateway sets it itself'),
+    ({"postfix_localmail_settings": {"a b": "x"}}, 'has "a b". That is no parameter'),
+    ({"postfix_localmail_settings": {"a": "x\nmynetworks = x"}}, 'has "a". That is no parameter'),
+]
+
+
+@pytest.mark.zulip(10)
+def test_bad_variables(mx):
+    texts = mx.refusals([variables for variables, _ in BAD])
+    assert not {words: text for text, (_, words) in zip(texts, BAD, strict=True) if words not in text}
+
+
+@pytest.mark.zulip(10)
+def test_a_parameter_that_postfix_does_not_know_is_refused(mx):
+    before = mx.sh("md5sum /etc/postfix/main.cf")
+    done = mx.play(postfix_localmail_settings={"smtpd_hard_eror_limit": 5})
+    assert done.returncode != 0 and "smtpd_hard_eror_limit" in done.stdout, done.stdout[-2000:]
+    assert mx.sh("md5sum /etc/postfix/main.cf") == before
+    assert mx.sh("postconf -h smtpd_hard_error_limit") == "15\n"
+
+
+@pytest.mark.zulip(10)
+def test_one_alias_for_each_channel(mx, subject):
+    try:
+        done = mx.play(email_gateway_aliases="channels")
+        assert changed(done) > 0 and "#日本語 has no alias" in done.stdout
+        assert mx.send(f"support@{mx.domain}", f"general@{mx.domain}", subject=subject)["accepted"] == 2
+        assert {message["channel"] for message in mx.wait_for(subject, 2)} == {"support", "general"}
+        [[_, code, _]] = mx.send(f"help@{mx.domain}", subject=subject)["refused"]
+        assert code == 550
+    finally:
+        assert changed(mx.play()) > 0
+
+
+@pytest.mark.zulip(11)
+def test_zulips_own_sender_takes_bounces_and_nothing_else(mx, subject):
+    mx.sh(f"sed -i '1i NOREPLY_EMAIL_ADDRESS = \"noreply@{mx.domain}\"' /etc/zulip/settings.py")
+    try:
+        assert changed(mx.play()) > 0
+        to = f"noreply@{mx.domain}"
+        assert mx.send(to, sender="", subject=subject)["accepted"] == 1
+        assert mx.send(to, subject=subject, header="Auto-Submitted: auto-replied")["accepted"] == 1
+        [[_, code, text]] = mx.send(to, subject=subject)["refused"]
+        assert (code, "Zulip only sends from this address, and nobody reads what comes to it" in text) == (550, True)
+        dropped = "a bounce or an automatic reply to Zulip's own sender address"
+        assert wait(lambda: said(mx).count(dropped) == 2, 20), said(mx)
+        assert mx.messages(subject) == []
+    finally:
+        mx.sh("sed -i '/^NOREPLY_EMAIL_ADDRESS/d' /etc/zulip/settings.py")
+        assert changed(mx.play()) > 0
+
+
+@pytest.mark.zulip(11)
+def test_a_former_mail_domain_that_points_elsewhere_is_a_warning(mx):
+    gone = "gone.example.net"
+    former = [mx.domain.replace("mail", "old"), gone]
+    done = mx.play("--check", email_gateway_former_mailnames=former)
+    assert done.returncode == 0 and f"WARNING: The MX record of {gone} does not" in done.stdout, done.stdout[-3000:]
+    done = mx.play(playbook="doctor", email_gateway_former_mailnames=former)
+    assert f"warn   The MX record of {gone} does not" in done.stdout, done.stdout[-3000:]
+    assert f"The MX record of {former[0]}" not in done.stdout
