@@ -286,7 +286,7 @@ def test_an_unreadable_queue_stops_the_run_where_it_matters(tmp_path):
     said = play(
         tmp_path,
         "postfix_localmail",
-        tasks_of("postfix_localmail", "preflight.yml", "Check the variables"),
+        tasks_of("postfix_localmail", "preflight.yml", "Stop if"),
         {
             "adopts": wish,
             "readable": {**wish, "__postfix_localmail_host": {**host, "queue_fault": ""}},
