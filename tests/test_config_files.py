@@ -85,7 +85,8 @@ def test_check_mode_says_what_it_would_do(run, tmp_path):
 
 def test_a_configuration_that_is_wrong_replaces_nothing(run, tmp_path):
     (tmp_path / "a").write_text("good\n")
-    validate = 'if grep -q bad "$1"/*; then echo "a is bad" >&2; exit 1; fi'
+    # Files that Postfix reads at once, since they look old.
+    validate = 'if grep -q bad "$1"/* || find "$1" -type f -mmin -1 | grep .; then echo "a is bad" >&2; exit 1; fi'
     options = {"folders": [str(tmp_path / "etc")], "secrets": {str(tmp_path / "s"): "s3cret"}, "validate": validate}
     done = run(files={str(tmp_path / "b"): "good\n", str(tmp_path / "a"): "bad\n"}, **options)
     assert done["failed"] and done["msg"] == "the new configuration is wrong, nothing was replaced: a is bad"

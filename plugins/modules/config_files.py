@@ -184,8 +184,11 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as draft:
                 os.chmod(draft, 0o755)
                 for path, content in files.items():
-                    Path(draft, Path(path).name).write_text(content, encoding="utf-8")
-                    Path(draft, Path(path).name).chmod(0o644)
+                    copy = Path(draft, Path(path).name)
+                    copy.write_text(content, encoding="utf-8")
+                    copy.chmod(0o644)
+                    # Postfix waits up to two seconds before it believes a file that has just changed (load_file.c).
+                    os.utime(copy, (0, 0))
                 status, out, err = module.run_command(["sh", "-ec", options["validate"], "sh", draft])
             if status:
                 module.fail_json(
