@@ -156,20 +156,25 @@ class ZulipHost:
         """The one message of a run that has to stop before it changes anything."""
         return refused(self.play(**variables), self.fqdn)
 
-    def refusals(self, variants: Sequence[Mapping[str, object]]) -> list[str]:
-        """The messages of as many such runs: one run, in which this host has another name for each."""
+    def variants(
+        self, variants: Sequence[Mapping[str, object]], playbook: str = "site"
+    ) -> subprocess.CompletedProcess[str]:
+        """One run, in which this host has another name for each set of variables: variant0, variant1, ..."""
         scenario = yaml.safe_load((PROJECT / f"molecule/{self.scenario}/inventory.yml").read_text())
         own = scenario["zulip"]["hosts"][self.fqdn]
-        names = [f"variant{number}" for number, _ in enumerate(variants)]
         hosts = {
-            name: {**own, "host": self.fqdn.partition(".")[0], **variables}
-            for name, variables in zip(names, variants, strict=True)
+            f"variant{number}": {**own, "host": self.fqdn.partition(".")[0], **variables}
+            for number, variables in enumerate(variants)
         }
         with tempfile.NamedTemporaryFile("w", suffix=".json") as inventory:
             json.dump({"zulip": {"hosts": hosts}}, inventory)
             inventory.flush()
-            done = self.play("-i", inventory.name, "--limit", "variant*")
-        return [refused(done, name) for name in names]
+            return self.play("-i", inventory.name, "--limit", "variant*", playbook=playbook)
+
+    def refusals(self, variants: Sequence[Mapping[str, object]]) -> list[str]:
+        """The messages of as many runs that have to stop before they change anything, all in one."""
+        done = self.variants(variants)
+        return [refused(done, f"variant{number}") for number, _ in enumerate(variants)]
 
 
 def wait(check: Callable[[], Any], seconds: float) -> Any:

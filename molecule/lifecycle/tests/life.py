@@ -27,8 +27,8 @@ find /etc /usr/local /var/backups /var/lib /var/spool /home -xdev \
      -o -path '/var/spool/postfix/*' -o -path '/var/lib/postfix/*' -o -path '/var/lib/zulip-email-gateway/*' \
      -o -path '/var/backups/apt.*' -o -path '/var/backups/dpkg.*' -o -path '/var/backups/alternatives.*' \
      -o -path /etc/resolv.conf -o -path /etc/hosts -o -path /var/lib/exim4 -o -path /var/spool/exim4 \) -prune -o \
-  ! -name '*-' ! -name ld.so.cache ! -name '*.pyc' ! -name __pycache__ -printf '%p %y %u:%g %m ' \
-  \( -type f -exec md5sum {} \; -o -printf '%l\n' \) | sed 's/ \([0-9a-f]\{32\}\)  .*/ \1/' | sort
+  ! -name '*-' ! -name ld.so.cache ! -name '*.pyc' ! -name __pycache__ \
+  -printf '%p %y %u:%g %m %l\n' -type f -exec md5sum {} +
 """
 
 

@@ -66,11 +66,10 @@ def test_mail_name_from_zulip_conf_else_the_fqdn(mx):
     assert mx.sh("cat /etc/mailname").strip() == mx.fqdn
     half = on(mx, "--tags", "zulip")
     assert half.returncode != 0 and "Run the playbook without --tags" in half.stdout
-    assert changed(on(mx)) > 0
 
 
 def test_http_only_on_another_port(mx, subject):
-    """From on."""
+    """From on, and the FQDN as the mail domain."""
     nginx = "/etc/nginx/sites-available/zulip"
     mx.sh(f"cp {nginx} /root/nginx; sed -i 's/443 ssl/8080/; /ssl_cert/d' {nginx}; systemctl reload nginx")
     mx.sh("cp /etc/zulip/zulip.conf /root/")
@@ -111,18 +110,16 @@ if True:
 def test_settings_that_have_a_pattern_already(mx):
     """From on: the block is taken out and these stand in its place."""
     settings = "/etc/zulip/settings.py"
-    mx.sh(f"sed -i '/^# BEGIN Zulip/,/^# END Zulip/d' {settings}; cp {settings} /root/settings.py")
+    mx.sh(f"sed -i '/^# BEGIN Zulip/,/^# END Zulip/d' {settings}")
     mx.sh(f"cat >> {settings} <<'EOF'\n{PATTERNS}\nEOF\n")
     assert changed(mx.play("--tags", "zulip")) > 0
     values: dict[str, object] = {}
     exec(mx.sh(f"cat {settings}"), values)
     assert values["EMAIL_GATEWAY_PATTERN"] == f"%s@{mx.domain}"
-    mx.sh(f"cp /root/settings.py {settings}")
 
 
 def test_a_pattern_below_the_block_is_refused_with_its_line(mx):
     """From on."""
-    assert mx.play("--tags", "zulip").returncode == 0
     mx.sh("echo 'EMAIL_GATEWAY_PATTERN = \"%s@elsewhere.example.com\"' >> /etc/zulip/settings.py")
     text = mx.refusal()
     assert "overrides the gateway's block" in text and "%s@elsewhere.example.com" in text
