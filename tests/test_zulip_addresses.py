@@ -95,7 +95,7 @@ def resolve(api: Api | None = None, aliases: Any = None, **options: Any) -> dict
     given = {
         "pattern": PATTERN,
         "channel_senders": {},
-        "settled": True,
+        "has_pattern": True,
         "blocked": [],
         "former": [],
         "sends_from": SENDS_FROM,
@@ -234,11 +234,11 @@ def test_zulip_with_another_pattern(api, aliases):
         zulip_addresses.Unfit, match=r"Zulip tells an address at other.example.com, but its EMAIL_GATEW"
     ):
         resolve(api, aliases)
-    found = resolve(api, aliases, channel_senders={"#ops": ["@x.org"]}, settled=False)
+    found = resolve(api, aliases, channel_senders={"#ops": ["@x.org"]}, has_pattern=False)
     assert found["waits"] and found["addresses"]["senders"] == {}
     assert targets(found["addresses"]) == ({"b": TOKEN} if isinstance(aliases, dict) else {})
     with pytest.raises(zulip_addresses.Unfit, match="Zulip's API answers 400"):
-        resolve(api, {"a": "#nowhere"}, settled=False)
+        resolve(api, {"a": "#nowhere"}, has_pattern=False)
 
 
 def test_zulip_does_not_answer(api, monkeypatch):

@@ -78,8 +78,8 @@ options:
     description: The API key.
     type: str
     default: ""
-  settled:
-    description: Zulip has its EMAIL_GATEWAY_PATTERN. Else what it does not tell yet is left out.
+  has_pattern:
+    description: Whether Zulip has its EMAIL_GATEWAY_PATTERN already; otherwise what it does not tell yet is left out.
     type: bool
     default: true
 author: The Zulip email gateway maintainers
@@ -403,7 +403,7 @@ def zulip_addresses(options: dict[str, Any], zulip: Zulip) -> dict[str, Any]:
         try:
             yield
         except NotYet as why:
-            if options["settled"]:
+            if options["has_pattern"]:
                 raise Unfit(str(why)) from why
             waits = True
 
@@ -489,7 +489,7 @@ def main() -> None:
             "host": {"type": "str", "default": ""},
             "email": {"type": "str", "default": ""},
             "key": {"type": "str", "default": "", "no_log": True},
-            "settled": {"type": "bool", "default": True},
+            "has_pattern": {"type": "bool", "default": True},
             "probe": {"type": "str", "default": ""},
             "alerts": {"type": "str", "default": ""},
         },

@@ -69,7 +69,7 @@ class Round(NamedTuple):
 
     taken: int
     left: int
-    no_room: bool
+    rate_limited: bool
 
 
 class Found(NamedTuple):
@@ -234,7 +234,7 @@ class Inbox:
             seen = self.take_all(mailbox)
             self._failures = 0
             self._tell_polled()
-            if seen.no_room:
+            if seen.rate_limited:
                 pause = LIMIT_RETRY
             elif seen.left:
                 pause = RETRIES[min(deferred, len(RETRIES) - 1)]
