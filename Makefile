@@ -49,12 +49,14 @@ packages: | .cache
 	  { apt-get update --quiet && DEBIAN_FRONTEND=noninteractive apt-get install --yes --quiet --no-install-recommends $$missing; } > .cache/packages.log 2>&1 \
 	  || { tail -n 20 .cache/packages.log; exit 1; }; }
 
-.PHONY: image-bookworm image-trixie
-image-bookworm image-trixie: image-%: packages
-	@$(PYTHON) molecule/shared/testhosts.py image $*
+.PHONY: image images
+image: packages
+	@$(PYTHON) molecule/shared/testhosts.py image bookworm
+images: packages
+	@$(PYTHON) molecule/shared/testhosts.py image bookworm trixie
 
 demo: packages
-	@$(MAKE) --no-print-directory -j2 .cache/venv image-bookworm
+	@$(MAKE) --no-print-directory -j2 .cache/venv image
 	@$(PYTHON) molecule/shared/demo.py
 
 demo-down:
@@ -96,8 +98,7 @@ scenario:
 	@test -n "$(filter $(SCENARIO),$(SCENARIOS))" || { echo "SCENARIO is '$(SCENARIO)'. Write: make $(MAKECMDGOALS) SCENARIO=name, one of: $(SCENARIOS)"; exit 1; }
 
 molecule converge: scenario packages
-	@$(MAKE) --no-print-directory -j2 .cache/venv image-bookworm
-	@$(MAKE) --no-print-directory image-trixie
+	@$(MAKE) --no-print-directory -j2 .cache/venv images
 	@molecule $(@:molecule=test) --scenario-name $(SCENARIO)
 
 verify: scenario packages .cache/venv
@@ -108,12 +109,11 @@ destroy: scenario packages .cache/venv
 	@molecule destroy --scenario-name $(SCENARIO)
 
 test: packages
-	@$(MAKE) --no-print-directory -j2 .cache/venv image-bookworm
-	@$(MAKE) --no-print-directory image-trixie
+	@$(MAKE) --no-print-directory -j2 .cache/venv images
 	@tests/run $(SCENARIOS)
 
 bench: packages
-	@$(MAKE) --no-print-directory -j2 .cache/venv image-bookworm
+	@$(MAKE) --no-print-directory -j2 .cache/venv image
 	@$(PYTHON) bench/bench.py
 
 # What reads what others send. The parts of the corpus that cover something new are kept.

@@ -27,6 +27,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -185,9 +186,10 @@ def prepare(suites: Iterable[str]) -> None:
 
     `make test` does so before it starts scenarios side by side.
     """
-    for suite in dict.fromkeys(suites):
-        build(suite)
-        choose_settings(image_name(suite))
+    suites = sorted(set(suites))
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(build, suites))
+    choose_settings(image_name(suites[0]))
     key()
 
 
