@@ -363,6 +363,7 @@ class TestSocket:
         (file if reads else host.write("units/d.service", "1\n")).write_text("1\n")
         assert host.does(one) == []  # it starts with what is written
         host.does(SERVED)
+        time.sleep(0.02)
         (file if reads else host.root / "units/d.service").write_text("1\n")
         assert host.does(one) == ["d.service restarted"] and host.calls() == ["restart d.service"]
         assert host.does(one) == []
