@@ -156,13 +156,12 @@ def test_ufw_is_opened(mx):
 
 
 def test_a_rule_of_ufw_that_was_narrowed_stays(mx):
-    with having(mx, f"ufw allow from 192.0.2.0/24 to any port 25 proto tcp; {UFW}", NO_UFW):
+    with having(mx, f"ufw allow from 192.0.2.0/24 to any port 25 proto tcp; ufw deny 25/tcp; {UFW}", NO_UFW):
         before = mx.sh("ufw status")
         done = mx.play("--tags", "postfix")
         assert changed(done) == 0 and mx.sh("ufw status") == before
-        assert (
-            "WARNING: ufw on mx43.example.com has rules for port 25 that do not let everybody in: 25/tcp" in done.stdout
-        )
+        words = "WARNING: ufw on mx43.example.com has rules for port 25 that do not let everybody in: "
+        assert f"{words}25/tcp ALLOW IN 192.0.2.0/24; 25/tcp DENY IN Anywhere; " in done.stdout, done.stdout[-3000:]
         assert "warn   ufw on mx43.example.com has rules for port 25" in doctor(mx)
 
 
