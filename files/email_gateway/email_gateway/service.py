@@ -285,13 +285,24 @@ class Service:
 
     def _look_at_certificate(self) -> float:
         """As a sender is shown it: the file may be for root alone."""
-        until = None
-        if postfix.is_ours():
+        shown = ""
+
+        def look() -> None:
+            nonlocal shown
             # While Postfix is stopped, or STARTTLS fails, nobody knows: doctor says why.
             with suppress(OSError, smtplib.SMTPException):
-                until = certificate.good_until(certificate.shown()) or None
-        with self.gateway().journal.change() as database:
-            Journal.write_note(database, "certificate until", until)
+                shown = certificate.shown()
+
+        if postfix.is_ours():
+            # Nobody waits for it at the end: before Postfix answers, it asks the service.
+            thread = threading.Thread(target=look, daemon=True)
+            thread.start()
+            while thread.is_alive() and not self._stopping.is_set():
+                thread.join(0.1)
+        until = (certificate.good_until(shown) or None) if shown else None
+        if not self._stopping.is_set():
+            with self.gateway().journal.change() as database:
+                Journal.write_note(database, "certificate until", until)
         return _HOUR if until else _ALERTED
 
     def _tidy(self) -> float:

@@ -150,6 +150,14 @@ def test_an_upgrade_of_the_gateway_delays_nothing(mx, subject):
     assert len(mx.messages("lunch")) == replies + sent and mx.sh(deferred) == before
 
 
+def test_a_restart_right_after_another_takes_no_time(mx):
+    """The service looks at port 25 when it starts, where Postfix asks the service before it answers."""
+    restart = "systemctl restart zulip-email-gateway.service"
+    took = mx.sh(f"for i in 1 2 3; do {restart}; date +%s.%N; {restart}; date +%s.%N; done").split()
+    # Postfix would wait for five seconds, each time (milter_command_timeout).
+    assert min(float(end) - float(began) for began, end in zip(took[::2], took[1::2], strict=True)) < 4
+
+
 def test_a_service_that_hangs_stops_no_mail(mx, subject):
     """Nobody is asked for the address, and nobody looks at the header."""
     mx.sh("systemctl kill --signal=STOP zulip-email-gateway.service")
