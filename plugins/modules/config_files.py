@@ -13,6 +13,7 @@ import os
 import pwd
 import stat
 import tempfile
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -119,6 +120,13 @@ def is_right(path: Path, content: str, access: Access) -> bool:
     return access.is_right(status) and path.read_bytes() == content.encode()
 
 
+def look_settled(path: Path) -> None:
+    """Have a file look two seconds old: each of Postfix's programs waits that long before it believes one that has just
+    changed, as it may be half written (load_file.c). These are never."""
+    then = time.time() - 2
+    os.utime(path, (then, then))
+
+
 def make_folder(path: Path, access: Access) -> None:
     if not path.exists():
         path.mkdir(mode=0o700)
@@ -137,6 +145,7 @@ def write(path: Path, content: str, access: Access) -> None:
         with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
             file.write(content)
             access.apply(file.fileno())
+        look_settled(draft)
         draft.replace(path)
     except OSError as error:  # a full disk names no file
         draft.unlink(missing_ok=True)
@@ -187,8 +196,7 @@ def main() -> None:
                     copy = Path(draft, Path(path).name)
                     copy.write_text(content, encoding="utf-8")
                     copy.chmod(0o644)
-                    # Postfix waits up to two seconds before it believes a file that has just changed (load_file.c).
-                    os.utime(copy, (0, 0))
+                    look_settled(copy)
                 status, out, err = module.run_command(["sh", "-ec", options["validate"], "sh", draft])
             if status:
                 module.fail_json(
