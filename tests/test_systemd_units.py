@@ -33,8 +33,9 @@ exit "$status"
 class Systemd:
     """Does as systemd does with the units in a folder, when its program is called.
 
-    state has by unit "active", "since", "enabled", and "read": the text that systemd has read. calls are those
-    since they were emptied. A call of the verb `fails` does; what is started `becomes` that.
+    state has by unit "active", "since", "enabled", and what systemd has read, until it reloads: "read", the text, and
+    "known", whether it is enabled. calls are those since they were emptied. A call of the verb `fails` does; what is
+    started `becomes` that.
     """
 
     def __init__(self, units: Path, program: Path) -> None:
@@ -75,12 +76,15 @@ class Systemd:
         try:
             for name in names or [""]:
                 getattr(self, f"_{verb.replace('-', '_')}")(name)
+            if verb in ("enable", "disable") and "--no-reload" not in words:
+                self._daemon_reload("")
         except Refused as refused:
             return refused.args
         return 0, ""
 
     def unit(self, name: str) -> dict[str, Any]:
-        return self.state.setdefault(name, {"active": "inactive", "since": "", "enabled": False, "read": None})
+        new = {"active": "inactive", "since": "", "enabled": False, "read": None, "known": None}
+        return self.state.setdefault(name, new)
 
     def _text(self, name: str) -> str | None:
         path = self._units / name
@@ -93,7 +97,9 @@ class Systemd:
         told = []
         for name in names:
             one = self.state[name]
-            is_there = {True: "enabled", False: "disabled"}[one["enabled"]] if one["read"] is not None else ""
+            if one["known"] is None:
+                one["known"] = one["enabled"]
+            is_there = {True: "enabled", False: "disabled"}[one["known"]] if one["read"] is not None else ""
             stale = "yes" if one["read"] is not None and one["read"] != self._text(name) else "no"
             told.append(
                 f"ActiveEnterTimestamp={one['since']}\nActiveState={one['active']}\n"
@@ -103,7 +109,7 @@ class Systemd:
 
     def _daemon_reload(self, _: str) -> None:
         for name, one in self.state.items():
-            one["read"] = self._text(name)
+            one["read"], one["known"] = self._text(name), None
 
     def _enable(self, name: str, enabled: bool = True) -> None:
         if self._text(name) is None:
@@ -201,7 +207,7 @@ class Host:
         return path
 
     def state(self, unit: str, **changes: Any) -> dict[str, Any]:
-        self.systemd.unit(unit).update(changes)
+        self.systemd.unit(unit).update({"known": None, **changes})
         return self.systemd.unit(unit)
 
     def there(self) -> set[str]:
@@ -237,13 +243,13 @@ class TestUnits:
     def test_all_are_written_enabled_and_started_in_their_order(self, host):
         names = [one["name"] for one in ALL]
         done = host.does(*ALL)
-        assert host.calls() == ["daemon-reload", f"enable {' '.join(names)}"] + [
+        assert host.calls() == [f"enable --no-reload {' '.join(names)}", "daemon-reload"] + [
             f"{'start' if name == 'd.socket' else 'restart'} {name}" for name in names
         ]
         assert done == [
             *(f"{file} written" for one in ALL for file in one["files"]),
-            "daemon-reload",
             *(f"{name} enabled" for name in names),
+            "daemon-reload",
             *(f"{name} started" for name in names),
         ]
         assert host.there() == {file for one in ALL for file in one["files"]}
@@ -319,8 +325,18 @@ class TestUnits:
         host.state("a.service", active="failed")
         host.state("b.timer", active="inactive")
         host.state("c.path", enabled=False)
-        assert host.does(SERVICE, TIMER, PATH) == ["c.path enabled", "a.service started", "b.timer started"]
-        assert host.calls() == ["enable c.path", "restart a.service", "restart b.timer"]
+        assert host.does(SERVICE, TIMER, PATH) == [
+            "c.path enabled",
+            "daemon-reload",
+            "a.service started",
+            "b.timer started",
+        ]
+        assert host.calls() == ["enable --no-reload c.path", "daemon-reload", "restart a.service", "restart b.timer"]
+
+    def test_what_systemd_still_knows_of_a_removed_unit_does_not_count(self, host):
+        """That it was enabled, where a removal was interrupted before systemd reloaded."""
+        host.state("a.service", active="active", read="0\n", known=True)
+        assert "a.service enabled" in host.does(SERVICE) and host.state("a.service")["enabled"]
 
     def test_one_that_is_starting_may_have_read_something_older(self, host):
         host.does(SERVICE)
@@ -378,7 +394,7 @@ class TestAbsent:
         result = host.run(SERVICE, absent=[OLD])
         assert host.calls() == [
             *("disable old.timer", "stop old.timer", "reset-failed old.service"),
-            *("daemon-reload", "enable a.service", "restart a.service"),
+            *("daemon-reload", "enable --no-reload a.service", "daemon-reload", "restart a.service"),
         ]
         assert result["actions"][:3] == ["old.timer removed", "a.service written", "daemon-reload"]
         assert [(one["before"], one["after"]) for one in result["diff"]] == [("1\n", ""), ("1\n", ""), ("", "1\n")]
@@ -458,7 +474,8 @@ class TestFailures:
             ),
             (
                 "enable",
-                "systemctl enable a.service failed: Job failed. See journalctl.; look at: journalctl -u a.service",
+                "systemctl enable --no-reload a.service failed: Job failed. See journalctl.; "
+                "look at: journalctl -u a.service",
             ),
             ("daemon-reload", "systemctl daemon-reload failed: Job failed. See journalctl."),
         ],
@@ -501,7 +518,7 @@ class TestWaiting:
             f"after 0.3 s a.service is active, and the socket {path} does not exist; look at: journalctl -u a.service"
         )
         path.touch()  # which is no socket
-        for actions in (["a.service written", "daemon-reload", "a.service enabled", "a.service started"], []):
+        for actions in (["a.service written", "a.service enabled", "daemon-reload", "a.service started"], []):
             result = host.run(one)
             assert (result["msg"], result["actions"]) == (words, actions)
 

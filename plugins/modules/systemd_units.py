@@ -189,14 +189,17 @@ class Run:
         for one in self._units:
             for file in one["files"]:
                 self._write(UNITS / file, self._files[file])
-        # An earlier run may have been interrupted before it.
-        if self.diff or any(self._state(unit).stale for unit in self._names):
-            self._systemctl("daemon-reload")
-            self.actions.append("daemon-reload")
+        # Until it reloads, systemd goes by what it has read of a unit, also of whether that is enabled. An earlier run
+        # may have been interrupted before it.
+        stale = any(self._state(unit).stale for unit in self._names)
+        if stale:
+            self._reload()
         disabled = [one["name"] for one in self._units if not self._state(one["name"]).enabled]
         if disabled:
             self._systemctl("enable", *disabled)
             self.actions += [f"{unit} enabled" for unit in disabled]
+        if disabled or (self.diff and not stale):
+            self._reload()
         for one in self._units:
             paths = [*(UNITS / file for file in one["files"]), *map(Path, one["reads"])]
             if one["name"].endswith(".socket"):
@@ -205,6 +208,10 @@ class Run:
                 self._restart(one["name"])
             if one["wait_for"] and not self._module.check_mode:
                 self._wait(one["name"], Path(one["wait_for"]))
+
+    def _reload(self) -> None:
+        self._systemctl("daemon-reload")
+        self.actions.append("daemon-reload")
 
     def _remove(self, name: str, files: list[str]) -> None:
         units = list(dict.fromkeys([name, *files]))
@@ -305,7 +312,9 @@ class Run:
             return
         # Units that need these are stopped and restarted with them.
         self._states.clear()
-        self._run(verb, units=units)
+        # That reloads all units as well, which is about to be done anyway: with each reload Postfix's generator runs,
+        # and takes a second to fail while there is no main.cf.
+        self._run(verb, *(["--no-reload"] if verb == "enable" else []), units=units)
 
     def _run(self, *arguments: str, units: tuple[str, ...] = ()) -> str:
         """What systemctl prints; raises Failed, with the journal of these units."""
