@@ -13,8 +13,7 @@ ON = "zulip::profile::standalone, zulip::postfix_localmail"
 # What a check cannot foretell: what is done because something else was changed.
 FOLLOW_UP = {
     "postfix_localmail : drain | Take no more mail, and deliver what waits",
-    "postfix_localmail : service | Start Postfix, now and at boot",
-    "postfix_localmail : service | Reload Postfix's configuration, or start Postfix with it",
+    "postfix_localmail : service | Start Postfix, now and at boot, or reload its configuration",
 }
 
 # Everything an operator could miss: paths, types, owners, modes and contents. Left
