@@ -52,7 +52,7 @@ def limits(mx: ZulipHost, windows: str, zulip: str = "") -> None:
     mx.sh(
         f"""
         {set_in_zulip("RATE_LIMITING_MIRROR_REALM_RULES", rules)}
-        systemctl start zulip-worker
+        systemctl restart zulip-worker  # Zulip's restart-server may just have started it
         # Without a log the service does not know what Zulip has counted, and waits for an hour.
         for i in $(seq 300); do test -e /var/log/zulip/workers.log && break; sleep 0.1; done
         test -e /var/log/zulip/workers.log || exit 1

@@ -57,7 +57,7 @@ User=zulip
 UMask=0000
 WorkingDirectory=/opt/zulip-standin
 RuntimeDirectory=zulip-web
-ExecStart=/usr/bin/gunicorn --workers 2 --threads 4 --bind unix:/run/zulip-web/socket --limit-request-field_size 0 web:app
+ExecStart=/usr/bin/gunicorn --preload --workers 2 --threads 4 --bind unix:/run/zulip-web/socket --limit-request-field_size 0 web:app
 Restart=on-failure
 [Install]
 WantedBy=multi-user.target
