@@ -14,7 +14,7 @@ from email_gateway.address_book import Target
 from email_gateway.backend_http import HttpBackend
 from email_gateway.failures import Failed, Failures
 from email_gateway.gateway import Envelope
-from email_gateway.journal import Journal, disk_space
+from email_gateway.journal import Journal, Mail, disk_space
 from email_gateway.message import Message, stored
 from email_gateway.quarantine import Quarantine
 from email_gateway.verdict import Deferred, Delivered, Refused, Trouble, answer, bug, understood
@@ -350,6 +350,20 @@ def test_copies_outlive_the_journal(gateway):
     after = [copy._replace(refused=0) for copy in gateway.journal.copies()]
     assert after == [copy._replace(refused=0) for copy in before] and before[:2] == kept and len(before) == 3
     assert len(list(gateway.quarantine.folder.iterdir())) == 3
+
+
+def test_where_the_journal_begins_anew_a_copy_that_is_just_stored_is_left_alone(gateway):
+    """The half of it was removed, and its mail deferred; the whole was taken up before its own thread did."""
+    old = keep(gateway, b"old")
+    for path in gateway.config.state_dir.glob("journal*"):
+        path.unlink()
+    assert gateway.journal.copies() == [] and gateway.journal.began_anew()
+    half = gateway.quarantine.folder / "half.mail.new"
+    half.write_bytes(b"{")
+    new = gateway.quarantine.store(mail(b"new"), Mail(b"x" * 32, "postfix", CHANNEL, "s@x", "Q", 3), "why")
+    gateway.quarantine.reindex(since=gateway.journal.note("since"))
+    assert [copy.id for copy in gateway.journal.copies()] == [old.id]
+    assert half.exists() and gateway.quarantine.path(new).exists()
 
 
 @pytest.mark.parametrize("most", [2**30, 2**20])

@@ -158,13 +158,18 @@ class Quarantine:
             if self._bytes <= self._max_bytes:
                 break
 
-    def reindex(self) -> None:
-        """Take up the copies that the journal does not know, and remove what is none."""
+    def reindex(self, since: float | None = None) -> None:
+        """Take up the copies that the journal does not know, and remove what is half of one.
+
+        since: when the journal began (Unix seconds), where other threads may be storing copies. Those write their own
+        into the journal, so only what was refused before then is taken up, and nothing is removed.
+        """
         known = {copy.id for copy in self._journal.copies()}
         for path in self.folder.glob("*") if self.folder.is_dir() else ():
             if path.suffix != SUFFIX:
-                path.unlink(missing_ok=True)  # half of one
-            elif path.stem not in known and (copy := _envelope(path)):
+                if since is None:
+                    path.unlink(missing_ok=True)
+            elif path.stem not in known and (copy := _envelope(path)) and (since is None or copy.refused < since):
                 self._journal.index_copy(copy)
 
 

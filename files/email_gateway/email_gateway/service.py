@@ -308,7 +308,7 @@ class Service:
     def _tidy(self) -> float:
         gateway = self.gateway()
         if gateway.journal.began_anew():
-            gateway.quarantine.reindex()
+            gateway.quarantine.reindex(since=gateway.journal.note("since"))
         for line in gateway.tidy():
             say(line)
         self._policy.tidy(gateway.journal)
