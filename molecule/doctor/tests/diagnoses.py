@@ -120,12 +120,14 @@ DIAGNOSES = {
         *replaced(CONF, "s/^sender_checks = mark/sender_checks = off/"),
         "WRONG  gateway.conf has sender_checks = off, and Postfix is configured otherwise",
         SITE,
+        only=10,
     ),
     "senders are not checked": Diagnosis(
         "systemctl stop zulip-email-gateway-senders",
         "systemctl start zulip-email-gateway-senders",
         "WRONG  zulip-email-gateway-senders.service does not run",
         "systemctl status zulip-email-gateway-senders.service",
+        only=10,
     ),
     # --- The certificate
     "a certificate that expires": Diagnosis(
