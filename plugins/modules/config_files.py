@@ -120,11 +120,11 @@ def is_right(path: Path, content: str, access: Access) -> bool:
     return access.is_right(status) and path.read_bytes() == content.encode()
 
 
-def look_settled(path: Path) -> None:
-    """Have a file look two seconds old: each of Postfix's programs waits that long before it believes one that has just
-    changed, as it may be half written (load_file.c). These are never."""
+def look_settled(file: Path | int) -> None:
+    """Have a file, by its path or descriptor, look two seconds old: each of Postfix's programs waits so long until it
+    believes one that has just changed, as it may be half written (load_file.c, dict.c). Ours never are."""
     then = time.time() - 2
-    os.utime(path, (then, then))
+    os.utime(file, (then, then))
 
 
 def make_folder(path: Path, access: Access) -> None:
@@ -144,8 +144,9 @@ def write(path: Path, content: str, access: Access) -> None:
     try:
         with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
             file.write(content)
+            file.flush()
             access.apply(file.fileno())
-        look_settled(draft)
+            look_settled(file.fileno())
         draft.replace(path)
     except OSError as error:  # a full disk names no file
         draft.unlink(missing_ok=True)

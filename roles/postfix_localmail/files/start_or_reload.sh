@@ -8,6 +8,8 @@ if systemctl --quiet is-active postfix && postfix status 2>/dev/null &&
   ss -Hltn 'sport = :25' | grep -Fq -e ' 0.0.0.0:25 ' -e ' *:25 ' -e ' [::]:25 '; then
   postfix reload
 else
+  # Also one that systemd does not know of, which would run on with what it has read.
+  ! postfix status 2>/dev/null || postfix stop
   systemctl restart postfix
 fi
 systemctl --quiet is-enabled postfix || systemctl --quiet enable postfix
