@@ -57,7 +57,7 @@ def test_another_pattern_is_followed_too(mx, subject):
 
 def test_mail_name_from_zulip_conf_else_the_fqdn(mx):
     """From on, and a Postfix that systemd does not know of. Set to null: as if the inventory did not set it."""
-    mx.sh("systemctl stop postfix; postfix start")
+    mx.sh("systemctl stop postfix@- postfix; postfix start")
     unset = {"email_gateway_mailname": None, "email_gateway_mx_check": "skip"}
     mx.sh("printf '\n[postfix]\nmailname = From-Conf.example.com\n' >> /etc/zulip/zulip.conf")
     assert changed(on(mx, **unset)) > 0
